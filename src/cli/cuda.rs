@@ -21,6 +21,7 @@ pub fn settings() -> Settings {
         cache_dir: cache.map(|dir| dir.join("llamaprobe").join("kernels")),
         // As with the driver's own meaning of it: launches are waited for.
         blocking: variable("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value.as_os_str() == "1"),
+        hopper: variable("LLAMAPROBE_HOPPER").is_some_and(|value| value.as_os_str() == "1"),
         on_warning: |line| say(line),
         ..Settings::default()
     }

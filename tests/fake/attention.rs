@@ -4,8 +4,11 @@ use llamaprobe::arch::Dtype;
 use llamaprobe::pack::{Label, PackBuilder, Parent, Token};
 
 use super::ops::attention::Attention;
+use super::ops::cases::Case;
+use super::ops::naive::Precision;
+use super::ops::parity::{Expected, rounded};
 use super::ops::{device, normal, packs};
-use super::{child, cuda, on_fake};
+use super::{Cpu, child, cuda, on_fake};
 
 const ROWS: usize = 1024;
 const HEADS: usize = 16;
@@ -47,5 +50,40 @@ fn long_blocks_have_the_bits_of_short_ones() {
         on_fake(command.args(["--exact", "attention::long_blocks", "--ignored"]));
         let out = command.env("FAKE_FAIL_OP", format!("{kernel}:1")).output().expect("start the program");
         assert!(!out.status.success(), "{kernel} was not launched");
+    }
+}
+
+/// A forest whose rows share much, and one whose rows share little, on a device that may use what only it has.
+#[test]
+#[ignore = "started on the fake driver"]
+fn hopper() {
+    let mut b = cuda::device(Dtype::BF16).expect("the fake driver's device");
+    for (name, lengths) in [("long", &[512][..]), ("short", &[9; 30])] {
+        let op = Attention { pack: packs::flat(lengths), cached: vec![], dims: packs::heads(2, 1, 64, None) };
+        let case = rounded(Case::new(name, op.clone()), Precision::of(Dtype::BF16));
+        let found = device::forward(&mut b, &op, &case.inputs, 0.0);
+        let expected = Expected::new(&mut Cpu::oracle(), case, Precision::of(Dtype::BF16));
+        for (i, found) in found.iter().enumerate() {
+            let deviation = expected.deviation(i, found, 0.0, expected.sum_unit());
+            assert!(deviation.accepted(), "{name}, result {i}: {deviation:?}");
+        }
+    }
+}
+
+#[test]
+fn hopper_is_used_where_it_is_asked_for_and_worth_it() {
+    for (asked, failing, succeeds) in [
+        ("1", "none", true),
+        ("1", "attention_fwd_hopper", false),
+        ("0", "attention_fwd_hopper", true),
+        // What is not worth it is computed otherwise, and all of it where it is not asked for.
+        ("1", "attention_fwd", false),
+    ] {
+        let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
+        on_fake(command.args(["--exact", "attention::hopper", "--ignored"]));
+        command.env("LLAMAPROBE_HOPPER", asked).env("FAKE_FAIL_OP", format!("{failing}:1"));
+        let out = command.output().expect("start the program");
+        let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.success(), succeeds, "LLAMAPROBE_HOPPER={asked}, {failing} fails:\n{said}");
     }
 }

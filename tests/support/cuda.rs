@@ -14,6 +14,7 @@ pub fn settings() -> Settings {
     Settings {
         library_dirs: std::env::split_paths(&libraries).collect(),
         cache_dir: std::env::var_os("LLAMAPROBE_CUDA_CACHE").map(PathBuf::from),
+        hopper: std::env::var("LLAMAPROBE_HOPPER").is_ok_and(|value| value == "1"),
         ..Settings::default()
     }
 }

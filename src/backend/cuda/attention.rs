@@ -14,6 +14,8 @@ use crate::backend::ops::{
 };
 
 const FILE: &str = "attention";
+/// The file of the forward for compute capability 9.0.
+const HOPPER: &str = "attention_hopper";
 /// A distance beyond every position, to which a position can be added.
 const FAR: usize = 1 << 30;
 /// Schedulers of warps of a large device: four in each of an H100's multiprocessors, in round numbers.
@@ -92,6 +94,49 @@ impl Cuda {
     }
 }
 
+/// A launch of the forward: its kernel, its blocks, and its arguments behind the rows.
+struct Forward {
+    kernel: Kernel,
+    launch: LaunchDims,
+    args: Vec<Arg>,
+}
+
+impl Cuda {
+    /// The forward for compute capability 9.0, if it is to be used: there is such a build, and much of what it multiplies is seen.
+    fn hopper_forward(&self, pack: &DeviceTables, dims: AttentionDims) -> Option<Forward> {
+        let (multiprocessors, tables) = (self.hopper?, pack.query_block_pairs()?);
+        let (pairs, size) = (pack.pairs_for_warpgroups()?, self.cx.dtype.size());
+        let works = pairs * dims.heads;
+        if !Variant::has_hopper(heads(dims), size) || works < multiprocessors {
+            return None;
+        }
+        let kernel = Kernel { file: HOPPER, name: "attention_fwd_hopper", heads: heads(dims) };
+        let shared = self.variant(dims).hopper_shared(size);
+        let launch = LaunchDims { grid: blocks(multiprocessors), block: 384, shared };
+        let ([behind, ahead], alibi) = (reach(pack, dims.window).map(int), int(dims.alibi_base()));
+        let sizes = [int(pairs), int(dims.heads), int(dims.kv_heads), float(dims.scale), behind, ahead, alibi];
+        let args = [&tile_lists(pack, tables)[..], &sizes].concat();
+        Some(Forward { kernel, launch, args })
+    }
+
+    fn forward(&self, pack: &DeviceTables, dims: AttentionDims) -> Forward {
+        let (variant, size, arch) = (self.variant(dims), self.cx.dtype.size(), self.cx.device.arch());
+        let (name, blocks, launch) = match self.long_blocks(pack, dims) {
+            Some(pairs) => {
+                let grid = blocks2(pack.block_count().div_ceil(2), dims.heads);
+                let shared = variant.fwd_shared(LONG_BLOCK, size, arch);
+                ("attention_fwd_128", pairs, LaunchDims { grid, block: 32 * variant.warps as u32, shared })
+            }
+            None => {
+                let shared = variant.fwd_shared(16 * variant.warps, size, arch);
+                (AttentionFwd::<Self>::NAME, pack.query_blocks(), self.query_dims(pack, dims, shared))
+            }
+        };
+        let args = [&tile_lists(pack, blocks)[..], &dims_args(pack, dims)].concat();
+        Forward { kernel: kernel(name, dims), launch, args }
+    }
+}
+
 impl AttentionOps for Cuda {
     fn attention_fwd(&mut self, op: AttentionFwd<'_, Self>) {
         self.begin(&op);
@@ -103,20 +148,9 @@ impl AttentionOps for Cuda {
         let [cached_k, cached_v] = op.cached.unwrap_or([op.k, op.v]);
         let rows = [compute(op.z), acc(op.lse), compute(op.q), compute(op.k), compute(op.v)];
         let cached = [compute(cached_k), compute(cached_v)];
-        let (variant, size, arch) = (self.variant(dims), self.cx.dtype.size(), self.cx.device.arch());
-        let (kernel_name, blocks, launch) = match self.long_blocks(op.pack, dims) {
-            Some(pairs) => {
-                let grid = blocks2(op.pack.block_count().div_ceil(2), dims.heads);
-                let shared = variant.fwd_shared(LONG_BLOCK, size, arch);
-                ("attention_fwd_128", pairs, LaunchDims { grid, block: 32 * variant.warps as u32, shared })
-            }
-            None => {
-                let shared = variant.fwd_shared(16 * variant.warps, size, arch);
-                (name, op.pack.query_blocks(), self.query_dims(op.pack, dims, shared))
-            }
-        };
-        let args = [&rows[..], &cached, &tile_lists(op.pack, blocks), &dims_args(op.pack, dims)].concat();
-        self.cx.launch(name, kernel(kernel_name, dims), launch, &args);
+        let forward = self.hopper_forward(op.pack, dims).unwrap_or_else(|| self.forward(op.pack, dims));
+        let args = [&rows[..], &cached, &forward.args].concat();
+        self.cx.launch(name, forward.kernel, forward.launch, &args);
     }
 
     fn attention_bwd(&mut self, op: AttentionBwd<'_, Self>) {

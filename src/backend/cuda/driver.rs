@@ -108,6 +108,15 @@ impl Device {
         self.arch
     }
 
+    /// Number of multiprocessors.
+    ///
+    /// # Errors
+    /// Of the driver.
+    pub fn multiprocessors(&self) -> Result<usize> {
+        let count = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        Ok(self.check("start", self.context.attribute(count))? as usize)
+    }
+
     /// The context, to make events and modules in.
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.context

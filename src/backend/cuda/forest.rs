@@ -15,6 +15,10 @@ const MAX_TILES: usize = 8;
 /// Instructions of the forward for as many rows and keys with 16 rows a warp, and with 32 (`tests/counts/compiled.csv`, bf16, width
 /// 128, sm_90a).
 const PAIR_COST: [usize; 2] = [557, 449];
+/// Rows of a warpgroup, and the share of useful products from which on whole tiles for all of them cost less than the same tiles for
+/// warps of 32 rows: an estimate, since no GPU has measured it.
+const WARPGROUP_ROWS: usize = 64;
+const LEAST_USEFUL: f64 = 0.75;
 /// No row stands here.
 pub const NO_ROW: i32 = i32::MIN;
 
@@ -51,6 +55,8 @@ pub struct Pairs {
     pub tile_list_starts: Vec<i32>,
     /// As [`Forest::tile_lists`], with block rows up to 128.
     pub tile_lists: Vec<[i32; 4]>,
+    /// Whether warpgroups of 64 rows may take whole tiles: of the rows and keys that they multiply, enough see each other.
+    pub by_warpgroups: bool,
 }
 
 impl Pairs {
@@ -80,6 +86,9 @@ impl Pairs {
             pairs.tile_lists[start..].sort_by_key(|listed| (listed[1], listed[2]));
         }
         pairs.tile_list_starts.push(entry(pairs.tile_lists.len()));
+        let computed = computed(forest, &pairs.tile_list_starts, &pairs.tile_lists, 2 * BLOCK_ROWS, WARPGROUP_ROWS);
+        let seen: usize = forest.lasts.iter().map(|&last| last as usize + 1).sum();
+        pairs.by_warpgroups = seen as f64 >= LEAST_USEFUL * (computed * BLOCK_ROWS) as f64;
         pairs
     }
 }
@@ -419,6 +428,44 @@ mod tests {
         // A tile that both blocks of a pair see whole is listed once.
         let forest = Forest::new(&pack(&[], &[(256, Parent::None)]));
         assert_eq!(forest.pairs.expect("shared").tile_lists[..2], [[0, 0, 0, 128], [1, 64, 64, 128]]);
+    }
+
+    /// The most tiles that a block of a grid of `blocks` takes in `attention_fwd_hopper`, for each that it takes in the mean.
+    fn imbalance(pairs: &Pairs, heads: usize, blocks: usize) -> f64 {
+        let lengths = pairs.tile_list_starts.windows(2).map(|list| f64::from(list[1] - list[0]));
+        let works: Vec<f64> = lengths.flat_map(|length| vec![length; heads]).collect();
+        let mut tiles = vec![0.0; blocks];
+        for (round, works) in works.chunks(blocks).enumerate() {
+            for (place, tiles_of) in works.iter().enumerate() {
+                tiles[if round % 2 == 1 { blocks - 1 - place } else { place }] += tiles_of;
+            }
+        }
+        tiles.iter().copied().fold(0.0, f64::max) * blocks as f64 / tiles.iter().sum::<f64>()
+    }
+
+    #[test]
+    fn forest_says_where_warpgroups_are_worth_it_and_keeps_all_blocks_busy() {
+        let mut prefix = vec![(800, Parent::None)];
+        prefix.extend([(50, Parent::Pack(0)); 25]);
+        let mut short = vec![(100, Parent::None)];
+        short.extend([(32, Parent::Pack(0)); 60]);
+        let one = |n: usize| vec![(n, Parent::None)];
+        let same = |n: usize, times: usize| vec![(n, Parent::None); times];
+        let packs = [
+            (one(2048), true),
+            (one(512), true),
+            (same(1024, 4), true),
+            (prefix, true),
+            (short, false),
+            (same(64, 32), false),
+        ];
+        for (segments, worth) in packs {
+            let forest = Forest::new(&pack(&[], &segments));
+            let pairs = Pairs::new(&forest);
+            assert_eq!(pairs.by_warpgroups, worth, "{segments:?}");
+            let (n, found) = (forest.order.len(), imbalance(&pairs, 32, 132));
+            assert!(n < 1024 || !worth || found <= 1.2, "{n} rows: {found:.2}");
+        }
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub fn devices() -> Result<usize> {
 pub struct Cuda {
     cx: Context,
     interrupt: Interrupt,
+    /// Number of multiprocessors, where the attention for compute capability 9.0 alone may be used.
+    hopper: Option<usize>,
 }
 
 impl Cuda {
@@ -90,7 +92,9 @@ impl Cuda {
             other => other,
         };
         let cx = Context::open(ordinal, ComputeDtype::new(dtype)?, settings).map_err(named)?;
-        Ok(Self { cx, interrupt: Interrupt::default() })
+        let hopper = settings.hopper && cx.device.arch() == (9, 0);
+        let hopper = hopper.then(|| cx.device.multiprocessors()).transpose()?;
+        Ok(Self { cx, interrupt: Interrupt::default(), hopper })
     }
 
     /// The same, to be stopped by `interrupt`.

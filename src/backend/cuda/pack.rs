@@ -172,6 +172,26 @@ impl DeviceIndex for Index {
     }
 }
 
+/// Where [`Pairs`] lie among some tables.
+struct PairTables {
+    starts: usize,
+    lists: usize,
+    count: usize,
+    by_warpgroups: bool,
+}
+
+impl PairTables {
+    /// The tables with room for `count` pairs and usually `tiles` tiles in their lists.
+    fn add(tables: &mut Tables, pairs: &Pairs, count: usize, tiles: usize) -> Self {
+        Self {
+            starts: tables.add_starts(&pairs.tile_list_starts, count),
+            lists: tables.add_tile_lists(&pairs.tile_lists, tiles),
+            count,
+            by_warpgroups: pairs.by_warpgroups,
+        }
+    }
+}
+
 /// A pack's tables on the device, known by their place in the one buffer.
 pub struct DeviceTables {
     host: Pack,
@@ -183,7 +203,7 @@ pub struct DeviceTables {
     block_count: usize,
     tile_list_starts: usize,
     tile_lists: usize,
-    pairs: Option<[usize; 2]>,
+    pairs: Option<PairTables>,
     tiles: usize,
     order: usize,
     begins: usize,
@@ -263,10 +283,7 @@ impl DeviceTables {
             block_count,
             tile_list_starts: tables.add_starts(&forest.tile_list_starts, block_count),
             tile_lists: tables.add_tile_lists(&forest.tile_lists, tiles),
-            pairs: forest.pairs.map(|Pairs { tile_list_starts, tile_lists }| {
-                let starts = tables.add_starts(&tile_list_starts, block_count.div_ceil(2));
-                [starts, tables.add_tile_lists(&tile_lists, tiles)]
-            }),
+            pairs: forest.pairs.map(|pairs| PairTables::add(&mut tables, &pairs, block_count.div_ceil(2), tiles)),
             tiles: tables.add_filled(&forest.tiles, room(forest.tiles.len(), tiles * BLOCK_ROWS), NO_ROW),
             buffer: tables.upload(cx, "pack")?,
         })
@@ -305,7 +322,14 @@ impl DeviceTables {
 
     /// The same of pairs of query blocks, of 128 rows each; none where their rows see too little in common.
     pub(super) fn query_block_pairs(&self) -> Option<[DevicePtr; 4]> {
-        self.pairs.map(|[starts, lists]| [self.block_rows, starts, lists, self.tiles].map(|at| self.buffer.ptr(at)))
+        let of = |pairs: &PairTables| [self.block_rows, pairs.starts, pairs.lists, self.tiles];
+        self.pairs.as_ref().map(|pairs| of(pairs).map(|at| self.buffer.ptr(at)))
+    }
+
+    /// Number of pairs of query blocks, those without tiles included; none where too little of what warpgroups of 64 rows would
+    /// multiply is seen.
+    pub(super) fn pairs_for_warpgroups(&self) -> Option<usize> {
+        self.pairs.as_ref().filter(|pairs| pairs.by_warpgroups).map(|pairs| pairs.count)
     }
 
     /// The rows in depth-first order `[N]`.

@@ -13,12 +13,21 @@ pub struct Settings {
     pub capture_bytes: usize,
     /// Wait after every operation, so that an error has one operation's name.
     pub blocking: bool,
+    /// Whether a device of compute capability 9.0 may use the attention that is for it alone, which no GPU has run yet.
+    pub hopper: bool,
     /// Told in one line of what was found wrong and put right, such as a damaged file of the cache.
     pub on_warning: fn(&str),
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { library_dirs: Vec::new(), cache_dir: None, capture_bytes: 1 << 30, blocking: false, on_warning: |_| {} }
+        Self {
+            library_dirs: Vec::new(),
+            cache_dir: None,
+            capture_bytes: 1 << 30,
+            blocking: false,
+            hopper: false,
+            on_warning: |_| {},
+        }
     }
 }

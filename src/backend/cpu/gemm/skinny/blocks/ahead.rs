@@ -1,9 +1,9 @@
 //! What is prefetched: the rows that come next, one after the other.
 //!
 //! A step of a product takes a little of each of many rows. Prefetched in that order, a stream a row, memory gives less than in one
-//! stream, above all where rows are multiples of 2 KiB. (AMD Zen 5, 2026-11-29, one thread, rows of 4096 elements, 10^9 weights a second
-//! before and after: NF4 28 and 33, int8 19 and 21, Q8_0 20 and 24, Q4_K 27 and 30; rows of 11008: 31 and 35, 22 and 21, 24 and 22, 30
-//! and 30.) What is prefetched waits in the second-level cache until all of the current rows are multiplied.
+//! stream, above all where rows are multiples of 2 KiB. (AMD Zen 5, 2026-11-29, one thread, builds beside, 10^9 weights a second before
+//! and after, rows of 4096 elements: NF4 27 and 32, int8 17 and 20, Q8_0 19 and 23, Q4_K 25 and 28; rows of 11008: 28 and 34, 20 and 22, 22
+//! and 23, 29 and 29.) What is prefetched waits in the second-level cache until all of the current rows are multiplied.
 
 use std::arch::x86_64::*;
 

@@ -12,12 +12,11 @@
 // Launch: ceil(len / 2048) blocks of 256, 8 elements a thread. No shared memory, any alignment.
 // Determinism: elementwise.
 
-DEV float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 DEV float normal(float x) { return 0.5f * (1.0f + erff(x * 0.7071067811865476f)); }
 // (1 + tanh(u)) / 2.
 DEV float gelu_gate(float x) { return sigmoid(1.5957691216057308f * fmaf(0.044715f * x * x, x, x)); }
 
-// A function's value and slope; a type, so that its loops are compiled for it alone.
+// Functions as Silu is one.
 struct Relu {
     static DEV float value(float x) { return fmaxf(x, 0.0f); }
     static DEV float slope(float x) { return x > 0.0f ? 1.0f : 0.0f; }
@@ -41,13 +40,6 @@ struct Tanh {
         return fmaf(-act, act, 1.0f);
     }
 };
-struct Silu {
-    static DEV float value(float x) { return x * sigmoid(x); }
-    static DEV float slope(float x) {
-        float s = sigmoid(x);
-        return s * (1.0f + x * (1.0f - s));
-    }
-};
 
 template <class Run>
 DEV void with_function(int kind, Run run) {
@@ -67,8 +59,7 @@ DEV void gate_fwd(Function f, real* __restrict__ act, const real* __restrict__ g
     float g[8], u[8];
     load8(g, gate + i, len - i);
     load8(u, up + i, len - i);
-#pragma unroll
-    for (int j = 0; j < 8; j++) g[j] = f.value(g[j]) * u[j];
+    gate_value(f, g, u);
     store8(act + i, g, len - i);
 }
 
@@ -82,13 +73,9 @@ DEV void gate_bwd(Function f, real* __restrict__ d_gate, real* __restrict__ d_up
     load_split(d, d_act + i, len - i, vectors);
     load_split(g, gate + i, len - i, vectors);
     load_split(u, up + i, len - i, vectors);
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-        u[j] *= d[j] * f.slope(g[j]);
-        g[j] = d[j] * f.value(g[j]);
-    }
-    store_split(d_gate + i, u, len - i, vectors);
-    store_split(d_up + i, g, len - i, vectors);
+    gate_gradient(f, g, u, d);
+    store_split(d_gate + i, g, len - i, vectors);
+    store_split(d_up + i, u, len - i, vectors);
 }
 
 extern "C" __global__ void __launch_bounds__(256) swiglu_fwd(real* __restrict__ act, const real* __restrict__ gate,

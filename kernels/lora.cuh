@@ -1,4 +1,4 @@
-// What lora.cu is made of: dropout, and factors of f32 on the tensor cores.
+// What lora.cu is made of: dropout, factors of f32 on the tensor cores, products that write ranks and that write columns.
 //
 // Adapters and what they make are f32, whatever the compute dtype, as in PEFT: a factor is taken apart into its
 // bf16 value, that of the rest, and that of the rest's rest (a bf16 value is one such term, a half value two), and
@@ -94,5 +94,382 @@ DEV void drop(float (&v)[n], const Dropout& dropout, u64 hash, int column) {
         u64 draw = mix(hash + (u64)((column + i) / 2) * 0x9e3779b97f4a7c15ull);
         if ((u32)draw < dropout.threshold) v[i] = 0.0f;
         if ((u32)(draw >> 32) < dropout.threshold) v[i + 1] = 0.0f;
+    }
+}
+
+// ---- out [., R] = u [., depth] W
+
+constexpr int NARROW_WARPS = 2;           // each takes NARROW_STEPS * 16 of the depth at a time
+constexpr int NARROW_STEPS = 4;
+constexpr int NARROW_SPLITS = 32;         // most blocks that share the depth
+
+// The workspace of blocks that share a depth.
+struct SplitK {
+    float* parts;  // of the first split, [rows, R]
+    int* ticket;   // of the block's rows and ranks, zero before and after
+    i64 pitch;     // from split to split
+};
+
+// Blocks that share a depth.
+DEV int splits_of(int depth) {
+    constexpr int UNIT = NARROW_WARPS * NARROW_STEPS * 16;
+    int units = max((depth + UNIT - 1) / UNIT, 1), each = (units + NARROW_SPLITS - 1) / NARROW_SPLITS;
+    return (units + each - 1) / each;
+}
+
+// A block's LoRA, its ranks (from a multiple of 32 on), and its workspace.
+struct Narrow {
+    int lora, from;
+    SplitK workspace;
+};
+DEV Narrow narrow_of(float* parts, int* tickets, i64 pitch, int rank) {
+    int blocks = (rank + 31) / 32, lora = blockIdx.y / blocks, loras = gridDim.y / blocks;
+    int* ticket = tickets + blockIdx.x * gridDim.y + blockIdx.y;
+    return {lora, (int)(blockIdx.y % blocks) * 32, {parts + lora * pitch, ticket, loras * pitch}};
+}
+
+// The ranks of a lane's fragments: column q of fragment n stands for one of NR * 8. Where ranks are neighbours in memory, a lane
+// loads those of its fragments at once.
+template <int NR, bool ALONG_DEPTH>
+DEV int rank_of(int n, int q) {
+    return ALONG_DEPTH ? n * 8 + q : q * NR + n;
+}
+
+// v[n] = W at k..k + 4 for the lane's rank of each fragment, unguarded. W [depth, R] lies rank by rank (ALONG_DEPTH), or else
+// depth by depth, with `ranks` (a multiple of 4) from the pointer on, beyond which anything may be loaded.
+template <int NR, bool ALONG_DEPTH>
+DEV void load_ranks(float (&v)[NR][4], const float* w, int k, int ranks, i64 pitch) {
+    int g = threadIdx.x % 32 / 4;
+    if (ALONG_DEPTH) {
+#pragma unroll
+        for (int n = 0; n < NR; n++) load4_aligned(v[n], w + min(n * 8 + g, ranks - 1) * pitch + k);
+        return;
+    }
+    const float* from = w + k * pitch + (g * NR < ranks ? g * NR : 0);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        float row[NR];
+        if constexpr (NR == 4) {
+            load4_aligned(row, from + j * pitch);
+        } else if constexpr (NR == 2) {
+            float2 pair = *reinterpret_cast<const float2*>(from + j * pitch);
+            row[0] = pair.x, row[1] = pair.y;
+        } else {
+            row[0] = from[j * pitch];
+        }
+#pragma unroll
+        for (int n = 0; n < NR; n++) v[n][j] = row[n];
+    }
+}
+// The same, element by element: those from `depth` and from `ranks` on are zeros.
+template <int NR, bool ALONG_DEPTH>
+DEV void load_ranks(float (&v)[NR][4], const float* w, int k, int depth, int ranks, i64 pitch) {
+#pragma unroll
+    for (int n = 0; n < NR; n++) {
+        int r = rank_of<NR, ALONG_DEPTH>(n, threadIdx.x % 32 / 4);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            i64 at = ALONG_DEPTH ? r * pitch + k + j : (k + j) * pitch + r;
+            v[n][j] = k + j < depth && r < ranks ? w[at] : 0.0f;
+        }
+    }
+}
+
+// c += u W of a tile's rows over the warps' shares of the depth from..to.
+template <int NR, bool ALONG_DEPTH>
+DEV void narrow_sums(float (&c)[NR][4], const real* __restrict__ u, const float* __restrict__ w, const int* tile,
+                     int ranks, int depth, int from, int to, i64 pitch, const Dropout& dropout) {
+    int first = tile[1], rows = tile[2], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const real* x[2];
+    u64 hash[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        // Sums of rows and ranks that are not there are not stored: what is loaded for them does not matter.
+        int row = first + min(g + i * 8, rows - 1);
+        x[i] = u + (i64)row * depth + 4 * t;
+        hash[i] = dropout.seeds ? hash_of(dropout, tile[0], row) : 0;
+    }
+    bool vectors = depth % 4 == 0 && pitch % 4 == 0 && aligned4(u) && aligned(w);
+    constexpr int SHARE = NARROW_STEPS * 16;
+    for (int base = from + threadIdx.x / 32 * SHARE; base < to; base += NARROW_WARPS * SHARE) {
+        Four<real> rows_of_u[NARROW_STEPS][2];
+        float v[NARROW_STEPS][NR][4];
+        // All loads of the share, before the first of them is needed.
+        if (vectors && base + SHARE <= depth) {
+#pragma unroll
+            for (int s = 0; s < NARROW_STEPS; s++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) rows_of_u[s][i] = load_four(x[i] + base + s * 16);
+                load_ranks<NR, ALONG_DEPTH>(v[s], w, base + s * 16 + 4 * t, ranks, pitch);
+            }
+        } else {
+#pragma unroll
+            for (int s = 0; s < NARROW_STEPS; s++) {
+                int k = base + s * 16 + 4 * t;
+#pragma unroll
+                for (int i = 0; i < 2; i++) rows_of_u[s][i] = load_four(x[i] + base + s * 16, depth - k);
+                load_ranks<NR, ALONG_DEPTH>(v[s], w, k, depth, ranks, pitch);
+            }
+        }
+#pragma unroll
+        for (int s = 0; s < NARROW_STEPS; s++) {
+            float two[2][4];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                unpack(two[i], rows_of_u[s][i]);
+                if (dropout.seeds) drop(two[i], dropout, hash[i], base + s * 16 + 4 * t);
+            }
+            FragmentA<bf16> a[TERMS];
+            set_a(a, two[0], two[1]);
+#pragma unroll
+            for (int n = 0; n < NR; n++) {
+                FragmentB<bf16> b[TERMS_F32];
+                set_b(b, v[s][n]);
+                multiply(c[n], a, b);
+            }
+        }
+    }
+}
+
+// out [., R] = factor * u [., depth] W of a tile's rows, for NR * 8 of the ranks from `from` on. Each of `splits` blocks takes a part
+// of the depth, and the last of those that share one adds the parts up in order.
+template <int NR, bool ALONG_DEPTH>
+DEV void narrow_block(float* __restrict__ out, const real* __restrict__ u, const float* __restrict__ w,
+                      const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout, int from,
+                      int splits, SplitK workspace) {
+    // Sums of 16 rows by fragment and column, the fragments of a row in an order of the row's own: no bank is asked twice at once.
+    __shared__ __align__(8) float sums[NARROW_WARPS][16 * 8 * NR];
+    auto slot = [](int row, int column) { return row * 8 * NR + (column ^ row * NR / 4 % NR * 8); };
+    __shared__ int is_last;
+    int first = tile[1], rows = tile[2], ranks = min(rank - from, 8 * NR);
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    constexpr int UNIT = NARROW_WARPS * NARROW_STEPS * 16;
+    int part = (depth + UNIT * splits - 1) / (UNIT * splits) * UNIT, begin = blockIdx.z * part;
+    i64 pitch = ALONG_DEPTH ? depth : rank;
+    float c[NR][4] = {};
+    narrow_sums<NR, ALONG_DEPTH>(c, u, w + from * (ALONG_DEPTH ? pitch : 1), tile, ranks, depth, begin,
+                                 min(begin + part, depth), pitch, dropout);
+#pragma unroll
+    for (int n = 0; n < NR; n++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            *reinterpret_cast<float2*>(&sums[warp][slot(g + i * 8, n * 8 + 2 * t)]) =
+                make_float2(c[n][2 * i], c[n][2 * i + 1]);
+    __syncthreads();
+    for (int i = threadIdx.x; i < rows * 8 * NR; i += blockDim.x) {
+        int row = i / (8 * NR), column = i % (8 * NR), r = rank_of<NR, ALONG_DEPTH>(column / 8, column % 8);
+        if (r >= ranks) continue;
+        float sum = 0.0f;
+#pragma unroll
+        for (int one = 0; one < NARROW_WARPS; one++) sum += sums[one][slot(row, column)];
+        i64 at = (i64)(first + row) * rank + from + r;
+        if (splits > 1) {
+            workspace.parts[blockIdx.z * workspace.pitch + at] = sum;
+        } else {
+            out[at] = factor * sum;
+        }
+    }
+    if (splits == 1) return;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) is_last = atomicAdd(workspace.ticket, 1) == splits - 1;
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+    for (int i = threadIdx.x; i < rows * 8 * NR; i += blockDim.x) {
+        int r = i % (8 * NR);
+        if (r >= ranks) continue;
+        i64 at = (i64)(first + i / (8 * NR)) * rank + from + r;
+        float each[NARROW_SPLITS], sum = 0.0f;
+#pragma unroll
+        for (int z = 0; z < NARROW_SPLITS; z++)
+            each[z] = z < splits ? load_fresh(workspace.parts + z * workspace.pitch + at) : 0.0f;
+#pragma unroll
+        for (int z = 0; z < NARROW_SPLITS; z++) sum += each[z];
+        out[at] = factor * sum;
+    }
+    if (threadIdx.x == 0) *workspace.ticket = 0;
+}
+
+template <bool ALONG_DEPTH>
+DEV void narrow_product(float* __restrict__ out, const real* __restrict__ u, const float* __restrict__ w,
+                        const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout, int from,
+                        SplitK workspace) {
+    if (tile[2] == 0) return;
+    int ranks = rank - from, splits = splits_of(depth);
+    if ((int)blockIdx.z >= splits) return;
+    if (ranks > 16) {
+        narrow_block<4, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, from, splits, workspace);
+    } else if (ranks > 8) {
+        narrow_block<2, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, from, splits, workspace);
+    } else {
+        narrow_block<1, ALONG_DEPTH>(out, u, w, tile, rank, depth, factor, dropout, from, splits, workspace);
+    }
+}
+
+// ---- out [., width] = u [., R] W, or +=
+
+constexpr int WIDE_WARPS = 4;  // each takes 64 columns: 32 from `from` on, and 32 from `from` + `half` on
+constexpr int NEIGHBOURS = 32;  // the half of 64 columns side by side
+
+// The 64 columns of warp number `warp` begin here.
+DEV int from_of(int warp, int half) { return warp / (half / 32) * (2 * half) + warp % (half / 32) * 32; }
+// Column of group n of 16, from `from` on.
+DEV int group_of(int n, int half) { return n / 2 * half + n % 2 * 16; }
+// Column of the warp's 64 that column q of fragment n stands for: a lane holds 4 neighbours of each of its rows, and where
+// columns are neighbours in memory loads them in pairs.
+DEV int column_of(int n, int q, int half) { return group_of(n / 2, half) + 2 * q + n % 2; }
+
+// v = the 4 ranks from k on of each of the lane's columns, of W [R, width], whose ranks are neighbours (ALONG_RANK) or whose
+// columns are. Whole: k + 4 <= rank, all columns are there, and addresses are aligned; else what is missing is zeros.
+template <bool WHOLE, bool ALONG_RANK>
+DEV void load_columns(float (&v)[8][4], const float* w, int k, int from, int half, int rank, int width) {
+    int g = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        int column = from + column_of(n, g, half);
+        if (WHOLE && ALONG_RANK) {
+            load4_aligned(v[n], w + (column * rank + k));
+        } else if (WHOLE) {
+            if (n % 2) continue;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float2 pair = *reinterpret_cast<const float2*>(w + ((k + j) * width + column));
+                v[n][j] = pair.x, v[n + 1][j] = pair.y;
+            }
+        } else {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int at = ALONG_RANK ? column * rank + k + j : (k + j) * width + column;
+                v[n][j] = k + j < rank && column < width ? w[at] : 0.0f;
+            }
+        }
+    }
+}
+
+// What is multiplied: u [., R], W [R, width] of the tile's run, and what is dropped of the product.
+struct LowRank {
+    const float* u;
+    const float* w;
+    Dropout dropout;
+};
+
+// What products are added to: `out` itself, if `adds`, then terms of its size, in order.
+template <class T>
+struct Sum {
+    bool adds;
+    const T* terms;
+    int count;
+    i64 pitch;
+};
+
+// What a lane has of a tile's 16 rows and the warp's 64 columns: 4 neighbours of rows g and g + 8 of each group of 16 columns.
+struct WideSums {
+    float of[4][2][4];
+};
+
+// `sum` of what is at `out` and its terms, + factor * drop(u W) of each of `count` factors in order.
+template <bool WHOLE, bool ALONG_RANK, class T, class Get>
+DEV WideSums wide_sums(const T* out, Sum<T> sum, const int* __restrict__ tile, int from, int half, int rank, int width,
+                       float factor, int count, Get factors) {
+    int first = tile[1], rows = tile[2], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    int row[2] = {first + min(g, rows - 1), first + min(g + 8, rows - 1)};
+    WideSums sums = {};
+#pragma unroll 1
+    for (int l = sum.adds ? -1 : 0; l < sum.count; l++) {
+        const T* term = l < 0 ? out : sum.terms + l * sum.pitch;
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int column = from + group_of(n, half) + 4 * t;
+                const T* p = term + (i64)row[i] * width + column;
+                float old[4] = {};
+                if (WHOLE) unpack(old, load_four(p));
+                if (!WHOLE && column < width) load4(old, p, width - column);
+#pragma unroll
+                for (int j = 0; j < 4; j++) sums.of[n][i][j] += old[j];
+            }
+    }
+#pragma unroll 1
+    for (int l = 0; l < count; l++) {
+        const LowRank f = factors(l);
+        float c[8][4] = {};
+        for (int base = 0; base < rank; base += 16) {
+            int k = base + 4 * t, at = WHOLE ? min(k, rank - 4) : k;
+            float x[2][4], v[8][4];
+#pragma unroll
+            for (int i = 0; i < 2; i++) load4(x[i], f.u + (i64)row[i] * rank + at, WHOLE ? 4 : rank - k);
+            load_columns<WHOLE, ALONG_RANK>(v, f.w, at, from, half, rank, width);
+#pragma unroll
+            for (int i = 0; i < 8; i++) x[i / 4][i % 4] = k < rank ? x[i / 4][i % 4] : 0.0f;
+            FragmentA<bf16> a[TERMS_F32];
+            set_a(a, x[0], x[1]);
+#pragma unroll
+            for (int n = 0; n < 8; n++) {
+                FragmentB<bf16> b[TERMS_F32];
+                set_b(b, v[n]);
+                multiply(c[n], a, b);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            u64 hash = f.dropout.seeds ? hash_of(f.dropout, tile[0], row[i]) : 0;
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                int column = from + group_of(n, half) + 4 * t;
+                // Columns 2 t and 2 t + 1 of two fragments, in the order of memory.
+                float v[4] = {c[2 * n][2 * i], c[2 * n + 1][2 * i], c[2 * n][2 * i + 1], c[2 * n + 1][2 * i + 1]};
+                if (f.dropout.seeds) drop(v, f.dropout, hash, column);
+#pragma unroll
+                for (int j = 0; j < 4; j++) sums.of[n][i][j] += factor * v[j];
+            }
+        }
+    }
+    return sums;
+}
+
+// Calls each(n, i, at, valid) for every sums.of[n][i] of rows and columns that are there: it is `valid` neighbours from element
+// `at` of [., width] on.
+template <bool WHOLE, class Each>
+DEV void each_four(const int* __restrict__ tile, int from, int half, int width, Each each) {
+    int first = tile[1], rows = tile[2], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (g + i * 8 >= rows) continue;
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            int column = from + group_of(n, half) + 4 * t;
+            if (!WHOLE && column >= width) break;
+            each(n, i, (i64)(first + g + i * 8) * width + column, WHOLE ? 4 : width - column);
+        }
+    }
+}
+
+// Where products go as they are.
+template <class T>
+struct Stored {
+    T* out;
+    DEV bool whole() const { return aligned4(out); }
+    template <bool WHOLE>
+    DEV void put(const WideSums& sums, const int* __restrict__ tile, int from, int half, int width) const {
+        each_four<WHOLE>(tile, from, half, width, [&](int n, int i, i64 at, int valid) { store4(out + at, sums.of[n][i], valid); });
+    }
+};
+
+// to.put(the sums for the warp's 64 of the columns of block number `part`).
+template <bool ALONG_RANK, class T, class To, class Get>
+DEV void wide_product(const T* out, Sum<T> sum, To to, const int* __restrict__ tile, int part, int half, int rank,
+                      int width, float factor, int count, Get factors) {
+    int from = from_of(part * WIDE_WARPS + threadIdx.x / 32, half);
+    if (from >= width || tile[2] == 0) return;
+    bool whole = from + half + 32 <= width && width % 4 == 0 && rank % 4 == 0 && aligned4(out) && to.whole();
+    for (int l = 0; l < count; l++) whole = whole && aligned(factors(l).u) && aligned(factors(l).w);
+    if (whole) {
+        auto sums = wide_sums<true, ALONG_RANK>(out, sum, tile, from, half, rank, width, factor, count, factors);
+        to.template put<true>(sums, tile, from, half, width);
+    } else {
+        auto sums = wide_sums<false, ALONG_RANK>(out, sum, tile, from, half, rank, width, factor, count, factors);
+        to.template put<false>(sums, tile, from, half, width);
     }
 }

@@ -322,6 +322,47 @@ DEV float block_max(float x, float* parts) {
     return largest;
 }
 
+// ---- Rotations
+
+// Rotates the pairs (a, b) by the angles of these cosines and sines, or with `sign` -1 back.
+template <int n>
+DEV void rotate(float (&a)[n], float (&b)[n], const float (&cosine)[n], const float (&sine)[n], float sign) {
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+        float first = a[j] * cosine[j] - b[j] * (sign * sine[j]);
+        b[j] = b[j] * cosine[j] + a[j] * (sign * sine[j]);
+        a[j] = first;
+    }
+}
+
+// ---- Gated activations
+
+DEV float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+// A function's value and slope; a type, so that its loops are compiled for it alone.
+struct Silu {
+    static DEV float value(float x) { return x * sigmoid(x); }
+    static DEV float slope(float x) {
+        float s = sigmoid(x);
+        return s * (1.0f + x * (1.0f - s));
+    }
+};
+// gate = f(gate) * up.
+template <class Function, int n>
+DEV void gate_value(Function f, float (&gate)[n], const float (&up)[n]) {
+#pragma unroll
+    for (int j = 0; j < n; j++) gate[j] = f.value(gate[j]) * up[j];
+}
+// gate and up = their gradients, of that of f(gate) * up.
+template <class Function, int n>
+DEV void gate_gradient(Function f, float (&gate)[n], float (&up)[n], const float (&d)[n]) {
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+        float d_gate = up[j] * (d[j] * f.slope(gate[j]));
+        up[j] = d[j] * f.value(gate[j]);
+        gate[j] = d_gate;
+    }
+}
+
 // to[0..width] += scale * from[rows[0]], then += scale * from[rows[1]], ..., by the whole block; columns are independent.
 DEV void add_rows(float* __restrict__ to, const float* __restrict__ from, const int* __restrict__ rows, int count,
                   int width, float scale = 1.0f) {

@@ -1,16 +1,15 @@
 // Rotary position embedding with rotated halves (Su et al. 2021), as in the LLaMA checkpoints.
 //
-//   rope_fwd  out [rows, heads, D] = (a cos - b sin, b cos + a sin) for a = x[i], b = x[i + R/2], i < R/2; x from R on
-//   rope_bwd  d_x [rows, heads, D] = the same rotated back, in place
+//   rope_fwd  x [rows, heads, D] = (a cos - b sin, b cos + a sin) for a = x[i], b = x[i + R/2], i < R/2; x from R on
+//   rope_bwd  d_x [rows, heads, D] = the same rotated back
 //
-// Of a second tensor `too` with heads of its own likewise; grids of one row of blocks leave it out.
+// In place. Of a second tensor `too` with heads of its own likewise; grids of one row of blocks leave it out.
 // R <= D leading elements of a head are rotated. cos_sin [positions, R] holds the cosines [R/2], then the sines [R/2], of
 // each position; positions [rows].
 // Launch: (rows, tensors) blocks of 256. No shared memory, any alignment; vectors where R/2 and D are multiples of 4.
 // Determinism: elementwise.
 
-DEV void rotate(real* out, const real* x, const float* __restrict__ cos_sin, int heads, int head_dim, int rotary_dim,
-              float sign) {
+DEV void rotate_heads(real* x, const float* __restrict__ cos_sin, int heads, int head_dim, int rotary_dim, float sign) {
     int half_dim = rotary_dim / 2, chunks = (half_dim + 3) / 4;
     for (int i = threadIdx.x; i < heads * chunks; i += blockDim.x) {
         int c = i % chunks * 4, head = i / chunks * head_dim, valid = half_dim - c;
@@ -19,39 +18,26 @@ DEV void rotate(real* out, const real* x, const float* __restrict__ cos_sin, int
         load4(b, x + head + half_dim + c, valid);
         load4(cosine, cos_sin + c, valid);
         load4(sine, cos_sin + half_dim + c, valid);
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            float first = a[j] * cosine[j] - b[j] * (sign * sine[j]);
-            b[j] = b[j] * cosine[j] + a[j] * (sign * sine[j]);
-            a[j] = first;
-        }
-        store4(out + head + c, a, valid);
-        store4(out + head + half_dim + c, b, valid);
+        rotate(a, b, cosine, sine, sign);
+        store4(x + head + c, a, valid);
+        store4(x + head + half_dim + c, b, valid);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
-    rope_fwd(real* __restrict__ out, const real* __restrict__ x, real* __restrict__ out_too,
-             const real* __restrict__ x_too, const int* __restrict__ positions, const float* __restrict__ cos_sin,
-             int rows, int heads, int heads_too, int head_dim, int rotary_dim) {
-    if (blockIdx.y) out = out_too, x = x_too, heads = heads_too;
-    i64 row = (i64)blockIdx.x * heads * head_dim;
-    out += row, x += row;
-    rotate(out, x, cos_sin + (i64)positions[blockIdx.x] * rotary_dim, heads, head_dim, rotary_dim, 1.0f);
-    int rest = head_dim - rotary_dim, chunks = (rest + 7) / 8;
-    for (int i = threadIdx.x; i < heads * chunks; i += blockDim.x) {
-        int c = i % chunks * 8, at = i / chunks * head_dim + rotary_dim + c;
-        float v[8];
-        load8(v, x + at, rest - c);
-        store8(out + at, v, rest - c);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    rope_bwd(real* __restrict__ d_x, real* __restrict__ d_x_too, const int* __restrict__ positions,
-             const float* __restrict__ cos_sin, int rows, int heads, int heads_too, int head_dim, int rotary_dim) {
-    if (blockIdx.y) d_x = d_x_too, heads = heads_too;
-    i64 row = (i64)blockIdx.x * heads * head_dim;
+extern "C" __global__ void __launch_bounds__(256) rope_fwd(real* __restrict__ x, real* __restrict__ x_too,
+                                                           const int* __restrict__ positions,
+                                                           const float* __restrict__ cos_sin, int rows, int heads,
+                                                           int heads_too, int head_dim, int rotary_dim) {
+    if (blockIdx.y) x = x_too, heads = heads_too;
     const float* angles = cos_sin + (i64)positions[blockIdx.x] * rotary_dim;
-    rotate(d_x + row, d_x + row, angles, heads, head_dim, rotary_dim, -1.0f);
+    rotate_heads(x + (i64)blockIdx.x * heads * head_dim, angles, heads, head_dim, rotary_dim, 1.0f);
+}
+
+extern "C" __global__ void __launch_bounds__(256) rope_bwd(real* __restrict__ d_x, real* __restrict__ d_x_too,
+                                                           const int* __restrict__ positions,
+                                                           const float* __restrict__ cos_sin, int rows, int heads,
+                                                           int heads_too, int head_dim, int rotary_dim) {
+    if (blockIdx.y) d_x = d_x_too, heads = heads_too;
+    const float* angles = cos_sin + (i64)positions[blockIdx.x] * rotary_dim;
+    rotate_heads(d_x + (i64)blockIdx.x * heads * head_dim, angles, heads, head_dim, rotary_dim, -1.0f);
 }

@@ -12,7 +12,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
     let mut group = common::group(c, &format!("activation/{}", b.name()));
     for shape in shapes() {
         let len = ROWS * shape.feed_forward;
-        let ([mut act, x, up, mut d_x, mut d_up], d_act) = ([(); 5].map(|()| compute(b, len)), acc(b, len));
+        let ([mut act, x, up, mut d_x, mut d_up], mut d_act) = ([(); 5].map(|()| compute(b, len)), acc(b, len));
         for f in [Activation::Silu, Activation::GeluTanh] {
             group.throughput(Throughput::Bytes(bytes(b, 0, 3 * len)));
             group.bench(&format!("fwd gated {f:?}"), shape.name, |bench| {
@@ -21,7 +21,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
             group.throughput(Throughput::Bytes(bytes(b, len, 4 * len)));
             group.bench(&format!("bwd gated {f:?}"), shape.name, |bench| {
                 time(bench, b, |b| {
-                    let (d_gate, d_up, d_act) = (&mut d_x, &mut d_up, &d_act);
+                    let (d_gate, d_up, d_act) = (&mut d_x, &mut d_up, &mut d_act);
                     b.gated_bwd(GatedBwd { d_gate, d_up, d_act, gate: &x, up: &up, f, len });
                 });
             });

@@ -34,10 +34,21 @@ impl Launches {
         if launches.is_empty() {
             return;
         }
-        if !projected.is_some_and(|part| self.waiting.first().is_none_or(|first| joins(first.part, part))) {
+        if let Some(passed_on) = projected.and_then(|part| passed_on(&self.waiting, part)) {
+            let mut all = together(std::mem::take(&mut self.waiting));
+            let (_, last) = all.last_mut().expect("something waits");
+            last.work = launches.iter().fold(last.work, |sum, launch| sum.and(launch.work)).without(passed_on);
+            return all.into_iter().for_each(|(op, launch)| self.issue(op, launch));
+        }
+        let waits = projected.filter(|part| match part {
+            Projected::Gated { .. } | Projected::GatedGradient { .. } => false,
+            Projected::Rotated { len } => rotates(&self.waiting, *len),
+            _ => true,
+        });
+        if !waits.is_some_and(|part| self.waiting.iter().all(|before| joins(before.part, part))) {
             self.flush();
         }
-        match projected {
+        match waits {
             Some(part) => self.waiting.push(Waiting { op, part, launches }),
             None => launches.into_iter().for_each(|launch| self.issue(op, launch)),
         }
@@ -107,9 +118,11 @@ struct Waiting {
 
 /// Whether an operation goes with the projections that begin with another.
 fn joins(first: Projected, next: Projected) -> bool {
-    use Projected::{InputGradient, Lora, LoraGradient, Product};
+    use Projected::{InputGradient, Lora, LoraGradient, Product, Rotated};
     match (first, next) {
-        (Product { .. } | Lora(_), Product { .. } | Lora(_)) => true,
+        (Product { .. } | Lora(_), Product { .. } | Lora(_) | Rotated { .. }) | (Rotated { .. }, Rotated { .. }) => {
+            true
+        }
         (InputGradient { .. }, LoraGradient(lora)) => lora.adds,
         (LoraGradient(first), LoraGradient(next)) => first.adds == next.adds,
         (InputGradient { .. }, InputGradient { adds, .. }) => adds,
@@ -118,16 +131,50 @@ fn joins(first: Projected, next: Projected) -> bool {
     }
 }
 
+fn is_lora(waiting: &Waiting) -> bool {
+    matches!(waiting.part, Projected::Lora(_) | Projected::LoraGradient(_))
+}
+
+/// Whether the launch of three LoRAs, of queries, keys and values, may rotate what the first of them, or the next, adds to.
+fn rotates(waiting: &[Waiting], len: usize) -> bool {
+    let (loras, rest): (Vec<&Waiting>, Vec<&Waiting>) = waiting.iter().partition(|waiting| is_lora(waiting));
+    let before = rest.iter().filter(|waiting| is_rotation(waiting)).count();
+    let adds = |lora: &&Waiting| matches!(lora.part, Projected::Lora(ProjectedLora { all: true, adds: true, .. }));
+    loras.len() == LORAS
+        && loras.iter().all(|lora| adds(lora) && lora.part == loras[0].part)
+        && loras.get(before).is_some_and(|lora| lora.launches[1].work.compute == 2 * len as u64)
+}
+
+fn is_rotation(waiting: &Waiting) -> bool {
+    matches!(waiting.part, Projected::Rotated { .. })
+}
+
+/// What the last launch of some projections passes on in registers, neither written nor read, to an operation that it does as
+/// well. None if it does not.
+fn passed_on(waiting: &[Waiting], next: Projected) -> Option<Work> {
+    let loras: Vec<&Waiting> = waiting.iter().filter(|waiting| is_lora(waiting)).collect();
+    let (first, count) = (*loras.first()?, loras.len());
+    let alike = loras.iter().all(|lora| lora.part == first.part);
+    match (first.part, next) {
+        (Projected::Lora(ProjectedLora { all: true, adds: true, .. }), Projected::Gated { len }) => {
+            let fits = |lora: &&Waiting| lora.launches[1].work.compute == 2 * len as u64;
+            (alike && count == 2 && loras.iter().all(fits)).then(|| Work::moved(0, 2 * len, 0))
+        }
+        (
+            Projected::LoraGradient(ProjectedLora { all: true, adds: true, rows, input, .. }),
+            Projected::GatedGradient { len },
+        ) => (alike && count <= LORAS && rows * input == len).then(|| Work::moved(2 * len, 0, 0)),
+        _ => None,
+    }
+}
+
 /// The launches of projections of one input: products first, then LoRAs, as many of them through one as may be.
 fn together(waiting: Vec<Waiting>) -> Vec<(&'static str, Launch)> {
-    let is_lora = |waiting: &Waiting| matches!(waiting.part, Projected::Lora(_) | Projected::LoraGradient(_));
+    let (rotations, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_rotation);
     let (loras, products): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_lora);
     // The products set terms of the input's gradient, which the first launch of LoRAs adds up.
     let terms = terms(&products, &loras);
-    let first_two = matches!(&products[..], [a, b, ..] if a.part == b.part && is_plain(a.part));
-    let at_once = if terms.is_some() { products.len() } else { (1 + usize::from(first_two)).min(products.len()) };
-    let (joint, apart) = products.split_at(at_once);
-    let groups = [joint].into_iter().chain(apart.chunks(1)).filter(|group| !group.is_empty());
+    let groups = products.chunk_by(|a, b| terms.is_some() || (a.part == b.part && is_plain(a.part)));
     let mut all: Vec<_> = groups.map(|group| (group[0].op, one(group, 0))).collect();
     let groups = loras.chunk_by(|a, b| a.part == b.part).flat_map(|alike| alike.chunks(LORAS));
     for (i, group) in groups.enumerate() {
@@ -139,10 +186,15 @@ fn together(waiting: Vec<Waiting>) -> Vec<(&'static str, Launch)> {
             all.push((group[0].op, launch));
         }
     }
+    // Angles are read; what is rotated is in registers.
+    for rotation in rotations {
+        let (_, last) = all.last_mut().expect("LoRAs rotate");
+        last.work = last.work.and(Work { compute: 0, ..rotation.launches[0].work });
+    }
     all
 }
 
-/// Whether a product may be one with the next: the outputs of q and k, and of gate and up, lie side by side.
+/// Whether a product may be one with the next: the outputs of q, k and v, and of gate and up, lie side by side.
 fn is_plain(part: Projected) -> bool {
     matches!(part, Projected::Product { bias: false, .. })
 }

@@ -113,7 +113,8 @@ impl Launch {
     }
 }
 
-/// What an operation does for a projection. Those that do it for projections of one input, one after another, share launches.
+/// What an operation does for a projection. Those that do it for projections of one input, one after another, share launches, and
+/// so may what comes before or behind them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Projected {
     /// The product of its forward: rows, widths of input and output, and whether it has a bias.
@@ -134,6 +135,21 @@ pub enum Projected {
     Lora(ProjectedLora),
     /// The gradients of that: of the input too, if it adds.
     LoraGradient(ProjectedLora),
+    /// The rotation of its output.
+    Rotated {
+        /// Elements that are rotated.
+        len: usize,
+    },
+    /// What is made of the outputs of two, a gate and an up-projection.
+    Gated {
+        /// Elements of each.
+        len: usize,
+    },
+    /// The gradients of those two, of that of the input of the next projection.
+    GatedGradient {
+        /// Elements of each.
+        len: usize,
+    },
 }
 
 /// What LoRAs that share launches have in common.

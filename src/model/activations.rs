@@ -82,16 +82,12 @@ pub(super) struct EmbeddingStage<B: Backend> {
     pub out: B::Compute,
 }
 
-/// What the rotation needs: its tables, and room for what it reads.
+/// The tables that the rotation needs.
 pub(super) struct Rotation<B: Backend> {
     /// The tables of all rotations that differ.
     tables: Vec<RopeTable<B>>,
     /// Which of them is each layer's `[L]`.
     of_layer: Vec<usize>,
-    /// Queries before the rotation `[N, H D]`.
-    pub q: B::Compute,
-    /// Keys before the rotation `[N, K D]`.
-    pub k: B::Compute,
 }
 
 impl<B: Backend> Rotation<B> {
@@ -110,9 +106,7 @@ impl<B: Backend> Rotation<B> {
             return Ok(None);
         }
         let tables = different.into_iter().map(|rope| RopeTable::new(backend, rope, rows)).collect::<Result<_>>()?;
-        config.lay_beside(backend, Projection::Q, 2);
-        let (q, k) = (backend.compute(rows * config.q_width())?, backend.compute(rows * config.kv_width())?);
-        Ok(Some(Self { tables, of_layer, q, k }))
+        Ok(Some(Self { tables, of_layer }))
     }
 
     /// Cosines and sines of a layer.
@@ -314,15 +308,20 @@ impl<B: Backend> LayerActivations<B> {
     fn new(backend: &mut B, config: &ModelConfig, n: usize, adapters: LoraInputs<B>) -> Result<Self> {
         let (c, q, kv, f) = (config.hidden_size, config.q_width(), config.kv_width(), config.intermediate_size);
         let placement = config.norm_placement;
-        let qk_norm = match config.qk_norm {
-            None => None,
+        config.lay_beside(backend, Projection::Q, 3);
+        let projected_q = backend.compute(n * q)?;
+        config.lay_beside(backend, Projection::K, 2);
+        let (projected_k, v) = (backend.compute(n * kv)?, backend.compute(n * kv)?);
+        let (rot_q, rot_k, qk_norm) = match config.qk_norm {
+            None => (projected_q, projected_k, None),
             Some(over) => {
                 let [of_q, of_k] = match over {
                     QkNorm::Head => [config.num_attention_heads, config.num_key_value_heads],
                     QkNorm::Row => [1, 1],
                 };
                 let (q_rstd, k_rstd) = (backend.acc(n * of_q)?, backend.acc(n * of_k)?);
-                Some(QkNormInputs { q: backend.compute(n * q)?, k: backend.compute(n * kv)?, q_rstd, k_rstd })
+                let inputs = QkNormInputs { q: projected_q, k: projected_k, q_rstd, k_rstd };
+                (backend.compute(n * q)?, backend.compute(n * kv)?, Some(inputs))
             }
         };
         config.lay_beside(backend, Projection::Gate, 2);
@@ -333,9 +332,9 @@ impl<B: Backend> LayerActivations<B> {
         Ok(Self {
             attn_stats: Stats::new(backend, config, n)?,
             attn_in: backend.compute(n * c)?,
-            v: backend.compute(n * kv)?,
-            rot_q: backend.compute(n * q)?,
-            rot_k: backend.compute(n * kv)?,
+            v,
+            rot_q,
+            rot_k,
             lse: backend.acc(n * config.num_attention_heads)?,
             z: backend.compute(n * q)?,
             unedited_z: None,

@@ -24,7 +24,7 @@ impl<B: Backend> Block<'_, B> {
         &self,
         backend: &mut B,
         saved: &mut LayerActivations<B>,
-        rotation: Option<&mut Rotation<B>>,
+        rotation: Option<&Rotation<B>>,
         resid_pre: &B::Acc,
         cache: Option<&mut Cache<'_, B>>,
         taps: &mut PassTaps<'_, B, T>,
@@ -80,26 +80,22 @@ impl<B: Backend> Block<'_, B> {
         backend: &mut B,
         taps: &mut PassTaps<'_, B, T>,
         saved: &mut LayerActivations<B>,
-        rotation: Option<&mut Rotation<B>>,
+        rotation: Option<&Rotation<B>>,
     ) -> Result<()> {
         let (config, pack, head_dim) = (self.config, self.input.device, self.config.head_dim);
         let LayerActivations { rot_q, rot_k, v, attn_in, adapters, qk_norm, .. } = saved;
+        self.normed_heads(backend, taps, [rot_q, rot_k, v], qk_norm.as_mut(), attn_in, adapters)?;
         let Some(rotation) = rotation else {
-            self.normed_heads(backend, taps, [rot_q, rot_k, v], qk_norm.as_mut(), attn_in, adapters)?;
             self.put_prefix(backend, 0, rot_k);
             return Ok(());
         };
-        let Rotation { q, k, .. } = &mut *rotation;
-        self.normed_heads(backend, taps, [q, k, v], qk_norm.as_mut(), attn_in, adapters)?;
         let (cos_sin, rotary_dim) = (rotation.cos_sin(self.layer), config.ropes()[self.layer].dim);
-        for (out, x, heads) in
-            [(rot_q, &rotation.q, config.num_attention_heads), (rot_k, &rotation.k, config.num_key_value_heads)]
-        {
-            backend.rope_fwd(RopeFwd { out, x, pack, cos_sin, heads, head_dim, rotary_dim });
+        for (x, heads) in [(&mut *rot_q, config.num_attention_heads), (&mut *rot_k, config.num_key_value_heads)] {
+            backend.rope_fwd(RopeFwd { x, pack, cos_sin, heads, head_dim, rotary_dim });
         }
-        self.put_prefix(backend, 0, &mut saved.rot_k);
-        taps.edit(backend, Site::RotQ, TensorMut::Compute(&mut saved.rot_q), config.q_width())?;
-        taps.edit(backend, Site::RotK, TensorMut::Compute(&mut saved.rot_k), config.kv_width())
+        self.put_prefix(backend, 0, rot_k);
+        taps.edit(backend, Site::RotQ, TensorMut::Compute(rot_q), config.q_width())?;
+        taps.edit(backend, Site::RotK, TensorMut::Compute(rot_k), config.kv_width())
     }
 
     /// Queries, keys and values before the rotation, normed if the model norms queries and keys.

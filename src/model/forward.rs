@@ -116,7 +116,7 @@ impl<B: Backend> Model<B> {
         if !recompute {
             points.edit(backend, Site::ResidPre, TensorMut::Acc(&mut *resid_pre), config.hidden_size)?;
         }
-        block.attention(backend, saved, acts.rotation.as_mut(), resid_pre, cache, &mut points)?;
+        block.attention(backend, saved, acts.rotation.as_ref(), resid_pre, cache, &mut points)?;
 
         let mut keys = Vec::new();
         let narrowed = output.map(|output| input.narrowed(output, &mut keys));

@@ -125,7 +125,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         }
         let inner_width = config.intermediate_size;
         self.site(backend, Site::MlpPost, outputs, TensorMut::Acc(&mut grads.d_act), inner_width);
-        let (d_up, d_act, up, len) = (&mut grads.d_up, &grads.d_act, &saved.up, n * inner_width);
+        let (d_up, d_act, up, len) = (&mut grads.d_up, &mut grads.d_act, &saved.up, n * inner_width);
         match (config.mlp, &saved.gate, &mut grads.d_gate) {
             (Mlp::Plain(f), ..) => backend.activation_bwd(ActivationBwd { d_x: d_up, d_act, x: up, f, len }),
             (Mlp::Gated(f), Some(gate), Some(d_gate)) => {

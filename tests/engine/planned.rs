@@ -67,8 +67,8 @@ fn planned_products_of_a_layer_are_those_of_its_shapes() {
     assert_eq!(flops, 2 * (2 * N * weights), "forward, and the gradient of the input");
     let widths: u64 = PROJECTIONS.iter().map(|[input, output]| input + output).sum();
     let (outputs, inputs) = (5 * C + 2 * F, 6 * C + F);
-    // q and k, and gate and up, are one product, and read their input once.
-    let forward = 2 * weights + 2 * N * (widths - 2 * C);
+    // q, k and v, and gate and up, are one product, and read their input once.
+    let forward = 2 * weights + 2 * N * (widths - 3 * C);
     // In f32; those of q, k and v, and of gate and up, are terms apart.
     assert_eq!(bytes, forward + 2 * weights + 2 * N * outputs + 4 * N * inputs);
 }
@@ -88,7 +88,11 @@ fn planned_lora_of_a_layer_is_that_of_its_shapes() {
     let of_x = of(|[i, _]| 2 * (4 * N * i) + 4 * R * i) - 2 * (4 * N * again);
     // Five terms of two gradients, of which nothing is there before.
     let terms = 4 * N * (5 * C - 2 * C);
-    assert_eq!(bytes, shrink + expand + of_xa + of_params + of_x + terms);
+    // The activation is made of gate and up in registers, and in them their gradients of its own, which is read once.
+    let gated = 2 * N * F + 2 * N * (4 * F) - 4 * N * F;
+    // So are queries and keys rotated, by the angles of each row.
+    let rotated = 2 * (4 * N * 128);
+    assert_eq!(bytes, shrink + expand + of_xa + of_params + of_x + terms + gated + rotated);
 }
 
 #[test]

@@ -23,10 +23,10 @@ const LAYERS: f64 = 32.0;
 const ALL: &str = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj";
 const TWO: &str = "q_proj,v_proj";
 
-/// A model of so many layers, with as many heads of keys as of queries, as LLaMA-2-7B has.
+/// A model of so many layers, with as many heads of keys as of queries, of a multiple of 64 elements, and a feed-forward layer
+/// wider than all of them, as LLaMA-2-7B has.
 fn write_model(layers: usize, path: &Path) {
-    let heads = TinyModel::default().heads;
-    TinyModel { layers, kv_heads: heads, ..TinyModel::default() }.write(path);
+    TinyModel { layers, heads: 2, kv_heads: 2, head_dim: 64, ffn: 160, ..TinyModel::default() }.write(path);
 }
 
 /// What the device runs in one step of a model of so many layers, of which these projections have an adapter: the difference of

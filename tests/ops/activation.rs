@@ -8,7 +8,7 @@ use super::device::{self, Given, Outputs, Refusal};
 use super::naive::Precision;
 use super::operation::{Array, Operation, Role, compute};
 use super::simt::recorder::{Recorder, elements};
-use super::simt::tape::Arg::{At, Int, Long};
+use super::simt::tape::Arg::{At, Bits, Float, Int, Long, Null};
 
 /// Every activation.
 const ACTIVATIONS: [arch::Activation; 5] = [
@@ -71,8 +71,8 @@ impl Operation for Gated {
         let &Self { f, len } = self;
         let [gate, up] = [0, 1].map(|i| device::compute(b, &given.inputs[i]));
         let [mut d_gate, mut d_up] = [0, 1].map(|i| device::compute(b, &given.start[i]));
-        let d_act = device::acc(b, &given.d_outputs[0]);
-        let (d_gate_out, d_up_out, d_act, gate, up) = (&mut d_gate, &mut d_up, &d_act, &gate, &up);
+        let mut d_act = device::acc(b, &given.d_outputs[0]);
+        let (d_gate_out, d_up_out, d_act, gate, up) = (&mut d_gate, &mut d_up, &mut d_act, &gate, &up);
         b.gated_bwd(ops::GatedBwd { d_gate: d_gate_out, d_up: d_up_out, d_act, gate, up, f, len });
         vec![Some(device::read_compute(b, &d_gate, len)), Some(device::read_compute(b, &d_up, len))]
     }
@@ -89,6 +89,22 @@ impl Operation for Gated {
             let [act, d_gate, d_up] = [0, 1, 2].map(|i| At(r.output(i, len, Role::Compute)));
             r.run("swiglu_fwd", elements(len), &[act, gate, up, Long(len)]);
             r.run("swiglu_bwd", elements(len), &[d_gate, d_up, d_act, gate, up, Long(len)]);
+            // The same behind LoRAs that add nothing to the one row.
+            let [act, d_gate, d_up] = [0, 1, 2].map(|i| At(r.output(i, len, Role::Compute)));
+            let [xa, params] = [16, 16 * len].map(|n| At(r.tape.acc(&vec![0.0; n])));
+            let (tiles, at) = (At(r.tape.ints(&[0, 0, 1])), Long(0));
+            let args = [gate, up, act, xa, xa, params, tiles, Int(16), Int(len), at, at, at, Float(1.0)];
+            let grid = [len.div_ceil(256), 1, 1];
+            r.tape.launch("lora_fwd_expand_gated", [1, grid[0], 1], 128, 0, &args);
+            // Of no runs' parameters.
+            let none = [Null; 3];
+            let to = [Null, d_act, Null, Int(0), at, Int(1), d_gate, d_up, gate, up];
+            let read = [&none[..], &none, &[Null, xa, at, params]].concat();
+            let rows = [Null, tiles, Int(1), Null, Int(0)];
+            let dropout = [Null, Null, Bits(0), Bits(0), Bits(0), Int(0), Float(1.0)];
+            let sizes = [&[Int(1), Int(16), Int(len)], &[Int(0); 3][..], &[at; 7], &[Float(1.0)]].concat();
+            let args = [&to[..], &read, &rows, &dropout, &sizes].concat();
+            r.tape.launch("lora_bwd_inputs", grid, 128, 0, &args);
         }
         true
     }
@@ -215,8 +231,8 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
         Refusal {
             says: "gated_bwd: d_act has 3 elements, needs 4",
             call: |b| {
-                let ([d_act], [mut d_gate, mut d_up, gate, up], []) = device::buffers(b, [3], [4; 4], []);
-                let (d_gate, d_up, d_act, gate, up) = (&mut d_gate, &mut d_up, &d_act, &gate, &up);
+                let ([mut d_act], [mut d_gate, mut d_up, gate, up], []) = device::buffers(b, [3], [4; 4], []);
+                let (d_gate, d_up, d_act, gate, up) = (&mut d_gate, &mut d_up, &mut d_act, &gate, &up);
                 let f = arch::Activation::Silu;
                 b.gated_bwd(ops::GatedBwd { d_gate, d_up, d_act, gate, up, f, len: 4 });
             },

@@ -208,7 +208,8 @@ fn simple_kernels_compile_without_spills() {
     for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
         let build = Build::new(&nvcc, &text, dtype, &[]);
         accept(&build, &machine::kernels(&text), &format!("{dtype:?}"));
-        for kernel in ["lora_fwd_shrink", "lora_fwd_expand", "lora_bwd_xa", "lora_bwd_inputs"] {
+        let lora = ["lora_fwd_shrink", "lora_fwd_expand", "lora_fwd_expand_gated", "lora_bwd_xa", "lora_bwd_inputs"];
+        for kernel in lora {
             let products = build.count(kernel, "HMMA");
             assert!(products.iter().all(|&count| count > 0), "{kernel} {dtype:?}: products {products:?}");
         }

@@ -9,7 +9,7 @@ use super::naive::Precision;
 use super::operation::{Array, Operation, Role, RowResults, compute};
 use super::packs;
 use super::simt::recorder::{Recorder, list, rows};
-use super::simt::tape::Arg::{self, At, Int, Null};
+use super::simt::tape::Arg::{At, Float, Int, Long, Null};
 
 /// x -> out
 #[derive(Clone, Debug)]
@@ -62,11 +62,11 @@ impl Operation for Rope {
     }
 
     fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
-        let (x, pack, cos_sin) =
-            (device::compute(b, &inputs[0]), b.pack(&self.pack).unwrap(), device::acc(b, &self.cos_sin));
-        let (out, x, pack, cos_sin) = (&mut out.compute[0], &x, &pack, &cos_sin);
+        out.compute[0] = device::compute(b, &inputs[0]);
+        let (pack, cos_sin) = (&b.pack(&self.pack).unwrap(), &device::acc(b, &self.cos_sin));
+        let x = &mut out.compute[0];
         let &Self { heads, head_dim, rotary_dim, .. } = self;
-        b.rope_fwd(ops::RopeFwd { out, x, pack, cos_sin, heads, head_dim, rotary_dim });
+        b.rope_fwd(ops::RopeFwd { x, pack, cos_sin, heads, head_dim, rotary_dim });
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
@@ -80,27 +80,36 @@ impl Operation for Rope {
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
         let n = self.pack.len();
-        let positions = At(r.tape.ints(&list(self.pack.positions())));
-        let (x, table) = (At(r.tape.compute(&case.inputs[0])), At(r.tape.acc(&self.cos_sin)));
-        let out = At(r.output(0, self.len(), Role::Compute));
+        let (positions, table) = (At(r.tape.ints(&list(self.pack.positions()))), At(r.tape.acc(&self.cos_sin)));
         let dims = |heads, too| {
             [&[positions, table, Int(n)], &[heads, too, self.head_dim, self.rotary_dim].map(Int)[..]].concat()
         };
-        r.run("rope_fwd", rows(n), &[&[out, x, Null, Null], &dims(self.heads, 0)[..]].concat());
-        let buffer = r.tape.compute(&case.d_outputs[0]);
-        r.in_place(1, buffer, Role::Compute);
-        r.run("rope_bwd", rows(n), &[&[At(buffer), Null], &dims(self.heads, 0)[..]].concat());
-        // The same beside a tensor of one head, as the first of two and as the second.
-        for second in [false, true] {
-            let swapped = |x: Arg, other: Arg| if second { [other, x] } else { [x, other] };
-            let dims = if second { dims(1, self.heads) } else { dims(self.heads, 1) };
-            let out = At(r.output(0, self.len(), Role::Compute));
-            let buffer = r.tape.compute(&case.d_outputs[0]);
-            r.in_place(1, buffer, Role::Compute);
-            let [beside, out_beside] = [(); 2].map(|()| At(r.tape.compute(&vec![0.5; n * self.head_dim])));
-            let [[out, out_too], [x, x_too]] = [swapped(out, out_beside), swapped(x, beside)];
-            r.run("rope_fwd", [n, 2, 1], &[&[out, x, out_too, x_too], &dims[..]].concat());
-            r.run("rope_bwd", [n, 2, 1], &[&swapped(At(buffer), beside), &dims[..]].concat());
+        for (result, name, x) in [(0, "rope_fwd", &case.inputs[0]), (1, "rope_bwd", &case.d_outputs[0])] {
+            let mut tensor = || {
+                let x = r.tape.compute(x);
+                r.in_place(result, x, Role::Compute);
+                At(x)
+            };
+            let [alone, first, second] = [(); 3].map(|()| tensor());
+            let [beside, before] = [(); 2].map(|()| At(r.tape.compute(&vec![0.5; n * self.head_dim])));
+            r.run(name, rows(n), &[&[alone, Null], &dims(self.heads, 0)[..]].concat());
+            // The same beside a tensor of one head, as the first of two and as the second.
+            r.run(name, [n, 2, 1], &[&[first, beside], &dims(self.heads, 1)[..]].concat());
+            r.run(name, [n, 2, 1], &[&[before, second], &dims(1, self.heads)[..]].concat());
+        }
+        if self.rotary_dim == self.head_dim && self.head_dim.is_multiple_of(64) {
+            // The same behind a LoRA that adds nothing.
+            let (width, zero) = (self.heads * self.head_dim, Long(0));
+            let tile = |row: usize| [0, row as i32, (n - row).min(16) as i32];
+            let tiles: Vec<i32> = (0..n).step_by(16).flat_map(tile).collect();
+            let x = r.tape.compute(&case.inputs[0]);
+            r.in_place(0, x, Role::Compute);
+            let [xa, params] = [n, width].map(|rows| At(r.tape.acc(&vec![0.0; rows * 16])));
+            let (count, tiles) = (tiles.len() / 3, At(r.tape.ints(&tiles)));
+            let rotated = [params, tiles, positions, table, Int(1), Int(self.head_dim / 2), Int(16)];
+            let rest = [Int(width), Int(width), Int(width), zero, zero, zero, zero, Float(1.0)];
+            let args = [&[At(x); 3][..], &[xa; 3], &rotated, &rest].concat();
+            r.tape.launch("lora_fwd_expand", [count, width.div_ceil(256), 1], 128, 0, &args);
         }
         true
     }
@@ -115,7 +124,7 @@ impl Operation for Rope {
 }
 
 /// Cosines and sines of `positions` positions.
-fn cos_sin(positions: usize, rotary_dim: usize) -> Vec<f64> {
+pub fn cos_sin(positions: usize, rotary_dim: usize) -> Vec<f64> {
     let half = rotary_dim / 2;
     let angle = |p: usize, i: usize| p as f64 / 100f64.powf(i as f64 / half as f64);
     (0..positions)
@@ -135,7 +144,7 @@ pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
                 let op = Rope { pack, heads, head_dim, rotary_dim, cos_sin };
                 Case::new(format!("rope {heads}x{head_dim} of {rotary_dim}"), op)
             };
-            [(1, 2, 2), (3, 6, 6), (2, 7, 4), (2, 32, 16), (2, 5, 0)].map(case).into()
+            [(1, 2, 2), (3, 6, 6), (2, 7, 4), (2, 32, 16), (2, 5, 0), (2, 64, 64)].map(case).into()
         }
         Set::Forest => {
             let pack = packs::large_forest();
@@ -155,19 +164,19 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
         Refusal {
             says: "rope_fwd: the rotated width modulo 2 is 1, must be 0",
             call: |b| {
-                let ([cos_sin], [mut out, x], []) = device::buffers(b, [6], [6, 6], []);
+                let ([cos_sin], [mut x], []) = device::buffers(b, [6], [6], []);
                 let pack = &b.pack(&packs::flat(&[2])).unwrap();
-                let (out, x, cos_sin) = (&mut out, &x, &cos_sin);
-                b.rope_fwd(ops::RopeFwd { out, x, pack, cos_sin, heads: 1, head_dim: 3, rotary_dim: 3 });
+                let (x, cos_sin) = (&mut x, &cos_sin);
+                b.rope_fwd(ops::RopeFwd { x, pack, cos_sin, heads: 1, head_dim: 3, rotary_dim: 3 });
             },
         },
         Refusal {
             says: "rope_fwd: a head has 4 elements, needs 6",
             call: |b| {
-                let ([cos_sin], [mut out, x], []) = device::buffers(b, [12], [8, 8], []);
+                let ([cos_sin], [mut x], []) = device::buffers(b, [12], [8], []);
                 let pack = &b.pack(&packs::flat(&[2])).unwrap();
-                let (out, x, cos_sin) = (&mut out, &x, &cos_sin);
-                b.rope_fwd(ops::RopeFwd { out, x, pack, cos_sin, heads: 1, head_dim: 4, rotary_dim: 6 });
+                let (x, cos_sin) = (&mut x, &cos_sin);
+                b.rope_fwd(ops::RopeFwd { x, pack, cos_sin, heads: 1, head_dim: 4, rotary_dim: 6 });
             },
         },
         Refusal {

@@ -2,6 +2,8 @@
 
 use super::Cuda;
 use super::launch::{Arg, Kernel, LaunchDims, acc, compute, int, long};
+use super::lora_launch::GateGradient;
+use super::projections::Projections;
 use crate::arch::Activation;
 use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd, Op};
 
@@ -27,22 +29,33 @@ fn gated(f: Activation, any: &'static str, silu: &'static str) -> (Kernel, Vec<A
 }
 
 impl ActivationOps for Cuda {
+    /// What LoRAs add to the gate and the up-projection just before is added by the same kernel.
     fn gated_fwd(&mut self, op: GatedFwd<'_, Self>) {
         self.begin(&op);
         let name = GatedFwd::<Self>::NAME;
         let rows = [compute(op.act), compute(op.gate), compute(op.up)];
+        let (read, len) = ([op.gate.ptr(0), op.up.ptr(0)], op.len);
+        let made = |group: &Projections| op.f == Activation::Silu && group.makes_gated(read, len);
+        if self.cx.fuse(made, |group, cx| group.launch_gated(cx, rows[0])) {
+            return;
+        }
         let (kernel, kind) = gated(op.f, name, "swiglu_fwd");
         let args = [&rows[..], &kind, &[long(op.len)]].concat();
         self.cx.launch(name, kernel, LaunchDims::elements(op.len), &args);
     }
 
+    /// What a LoRA adds to the activation's gradient just before is added by the same kernel, which leaves the sum nowhere.
     fn gated_bwd(&mut self, op: GatedBwd<'_, Self>) {
         self.begin(&op);
         let name = GatedBwd::<Self>::NAME;
-        let outputs = [compute(op.d_gate), compute(op.d_up)];
-        let inputs = [acc(op.d_act), compute(op.gate), compute(op.up)];
+        let [d_gate, d_up, gate, up] = [&*op.d_gate, &*op.d_up, op.gate, op.up].map(compute);
+        let (d_act, len) = (op.d_act.ptr(0), op.len);
+        let made = |group: &Projections| op.f == Activation::Silu && group.makes_act_gradient(d_act, len);
+        if self.cx.fuse(made, |group, cx| group.launch(cx, Some(GateGradient([d_gate, d_up, gate, up])))) {
+            return;
+        }
         let (kernel, kind) = gated(op.f, name, "swiglu_bwd");
-        let args = [&outputs[..], &inputs, &kind, &[long(op.len)]].concat();
+        let args = [&[d_gate, d_up, acc(op.d_act), gate, up], &kind[..], &[long(op.len)]].concat();
         self.cx.launch(name, kernel, LaunchDims::elements(op.len), &args);
     }
 

@@ -164,8 +164,7 @@ impl Context {
         })
     }
 
-    /// Submitted work that fails leaves the device with an error that every later call returns: such an error is that
-    /// work's, not the call's.
+    /// Submitted work that fails leaves an error that every later call returns: such an error is that work's, not the call's.
     fn attribute_error(&self, error: Error) -> Error {
         match self.queue.sticky_error() {
             Some(e) if !self.blocking && matches!(error, Error::Device { .. }) && !self.unsynced.is_empty() => {
@@ -258,8 +257,7 @@ impl Context {
         Some(self.scratch[op].ptr())
     }
 
-    /// A list of `int` that stays where it is as long as it is the same: what comes with every launch of a pass is moved
-    /// once. None after an error.
+    /// A list of `int` that stays where it is while it is the same: a pass moves what all its launches read once. None after an error.
     pub fn cached_list(&mut self, list: &'static str, values: &[i32]) -> Option<DevicePtr> {
         let ptr = self.scratch(list, size_of_val(values))?;
         if self.lists.get(list).is_none_or(|known| known != values) {
@@ -329,8 +327,7 @@ impl Context {
         }
     }
 
-    /// Leaves the work of the operation that has just begun to the next, unless that takes it not. `args` are what it reads and
-    /// writes.
+    /// Leaves the work of the operation that has just begun, which reads and writes `args`, to the next, if that takes it.
     ///
     /// # Panics
     /// If one of them is another device's.
@@ -344,12 +341,15 @@ impl Context {
         }
     }
 
-    /// The deferred work, if it is of this kind and fits.
-    pub fn take_deferred<D: Deferred>(&mut self, fits: impl FnOnce(&D) -> bool) -> Option<D> {
+    /// Does deferred work, if it is of this kind and fits, with the operation that has just begun. Returns whether it did.
+    pub fn fuse<D: Deferred>(&mut self, fits: impl FnOnce(&D) -> bool, launch: impl FnOnce(D, &mut Self)) -> bool {
         let fits = |work: &mut Box<dyn Deferred>| (&**work as &dyn Any).downcast_ref().is_some_and(fits);
-        let work: Box<dyn Any> = self.deferred.take_if(fits)?;
-        self.queue.place_deferred(self.queue.len());
-        work.downcast().ok().map(|work| *work)
+        let work = self.deferred.take_if(fits).map(|work| work as Box<dyn Any>);
+        let Some(work) = work.and_then(|work| work.downcast().ok()) else { return false };
+        let first = self.queue.len();
+        launch(*work, self);
+        self.queue.place_deferred(first, true);
+        true
     }
 
     /// The deferred work, to which that of the operation that has just begun is to be added, if it is of this kind and fits.
@@ -365,7 +365,7 @@ impl Context {
         if let Some(work) = self.deferred.take() {
             let first = self.queue.len();
             work.launch(self);
-            self.queue.place_deferred(first);
+            self.queue.place_deferred(first, false);
         }
     }
 

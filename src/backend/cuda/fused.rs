@@ -2,9 +2,11 @@
 
 use super::Cuda;
 use super::context::{Context, Deferred};
-use super::launch::{Arg, Kernel, LaunchDims, Param, acc_ptr, compute_ptr, long};
+use super::geometry::blocks2;
+use super::launch::{Arg, Kernel, LaunchDims, Param, acc_ptr, compute_ptr, int, long};
+use super::lora_launch::Rotations;
 use super::memory::DevicePtr;
-use crate::backend::ops::{Op, ResidualFwd, RmsNormBwd};
+use crate::backend::ops::{Op, ResidualFwd, RmsNormBwd, RopeFwd};
 
 /// `out [len] = a + b`, which a norm may read.
 pub struct ResidualSum {
@@ -58,5 +60,62 @@ impl RmsNormGradient {
 impl Deferred for RmsNormGradient {
     fn launch(self: Box<Self>, cx: &mut Context) {
         Self::launch(&self, cx, None);
+    }
+}
+
+/// A tensor `[rows, heads, D]` that is rotated in place, and its heads.
+pub type Rotated = (Arg, usize);
+
+/// A rotation, which may be that of another tensor too.
+pub struct Rotation {
+    /// The operation.
+    pub name: &'static str,
+    /// What is rotated.
+    pub rotated: Rotated,
+    /// Number of rows.
+    pub rows: usize,
+    /// Positions and the table of cosines and sines.
+    pub angles: [Arg; 2],
+    /// Elements of a head, and of its rotated part.
+    pub widths: [usize; 2],
+}
+
+impl Rotation {
+    /// Whether the other is that of another tensor in the same way.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let key = |r: &Self| (r.name, r.rows, r.angles, r.widths);
+        key(self) == key(other) && self.rotated.0 != other.rotated.0
+    }
+
+    /// Whether it is a forward's over whole heads.
+    pub fn is_whole(&self) -> bool {
+        self.name == RopeFwd::<Cuda>::NAME && self.widths[0] == self.widths[1]
+    }
+
+    /// The rotations of a launch with this one behind them.
+    pub fn next(&self, before: Rotations) -> Rotations {
+        Rotations { count: before.count + 1, angles: self.angles, half: self.widths[0] / 2 }
+    }
+
+    /// What is rotated, `[len]`.
+    pub fn tensor(&self) -> (Arg, usize) {
+        let (tensor, heads) = self.rotated;
+        (tensor, self.rows * heads * self.widths[0])
+    }
+
+    /// One launch for this tensor and another.
+    pub fn launch(self, cx: &mut Context, other: Option<Rotated>) {
+        let Self { name, rotated, rows, angles, widths } = self;
+        let tensors = 1 + usize::from(other.is_some());
+        let other = other.unwrap_or((Arg::null(Param::Compute), 0));
+        let sizes = [rows, rotated.1, other.1, widths[0], widths[1]].map(int);
+        let args = [&[rotated.0, other.0], &angles[..], &sizes].concat();
+        cx.launch(name, Kernel::new("rope", name), LaunchDims::new(blocks2(rows, tensors)), &args);
+    }
+}
+
+impl Deferred for Rotation {
+    fn launch(self: Box<Self>, cx: &mut Context) {
+        Self::launch(*self, cx, None);
     }
 }

@@ -131,8 +131,9 @@ mod tests {
     #[test]
     fn constants_are_those_of_the_kernels() {
         let (lora, attention) =
-            (include_str!("../../../kernels/lora.cu"), include_str!("../../../kernels/attention.cuh"));
-        assert!(lora.contains(&format!("number of rows (<= {LORA_ROWS})")));
+            (include_str!("../../../kernels/lora.cuh"), include_str!("../../../kernels/attention.cuh"));
+        let tiles = include_str!("../../../kernels/lora.cu");
+        assert!(tiles.contains(&format!("number of rows (<= {LORA_ROWS})")));
         assert!(lora.contains(&format!("float sums[NARROW_WARPS][{LORA_ROWS} * 8 * NR]")));
         let hopper = include_str!("../../../kernels/attention_hopper.cu");
         assert!(hopper.contains(&format!("constexpr int STAGES = {},", super::super::variant::HOPPER_TILES)));

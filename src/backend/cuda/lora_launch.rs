@@ -14,6 +14,8 @@ pub const TOGETHER: usize = 3;
 /// Columns of the input or output, and of the rank, that a block handles.
 const COLUMNS: usize = 256;
 const RANKS: usize = 32;
+/// Of the 64 columns of a warp those side by side.
+const HALF: usize = 32;
 /// Threads of a block of the products that write columns, and of those that write ranks.
 const WIDE_BLOCK: u32 = 128;
 const NARROW_BLOCK: u32 = 64;
@@ -219,10 +221,10 @@ impl Group<'_> {
         [seeds, keys, first, second, third, threshold, factor]
     }
 
-    /// `xa`, and what is added to `y`.
-    fn forward(&self, cx: &mut Context, op: &'static str) {
-        let &Common { x, params, rows, rank, input, stride, scale, .. } = self.common;
-        let Some(workspace) = self.workspace(cx, input) else { return };
+    /// `xa`. None after an error.
+    fn shrink(&self, cx: &mut Context, op: &'static str) -> Option<()> {
+        let &Common { x, params, rows, rank, input, stride, .. } = self.common;
+        let workspace = self.workspace(cx, input)?;
         let tiles = table(rows.tiles.0);
         let run = |run: usize| int(run.min(i32::MAX as usize));
         let others = [table(rows.run_of), int(rows.count), run(rows.runs.first), run(rows.runs.end)];
@@ -234,11 +236,17 @@ impl Group<'_> {
         let zeros = if rows.others { rows.count.div_ceil(LORA_ROWS) } else { 0 };
         let dims = self.narrow_dims(rows.tiles.1 + zeros, input);
         cx.launch(op, Kernel::new(FILE, "lora_fwd_shrink"), dims, &args);
-        if self.loras[0].y.is_none() {
-            return;
-        }
+        Some(())
+    }
+
+    /// What is added to `y`.
+    fn expand(&self, cx: &mut Context, op: &'static str, Rotations { count, angles, half }: Rotations) {
+        let &Common { params, rows, rank, stride, scale, .. } = self.common;
+        let (tiles, xa) = (table(rows.tiles.0), self.each(|lora| lora.xa));
         let (output, b) = (self.each(|lora| int(lora.output)), self.each(|lora| long(lora.b)));
-        let args = [&self.y()[..], &xa, &[params, tiles, int(rank)], &output, &[long(stride)], &b, &[float(scale)]];
+        let rotated = [&angles[..], &[count, half].map(int)].concat();
+        let of_b = [&[int(rank)], &output[..], &[long(stride)], &b, &[float(scale)]].concat();
+        let args = [&self.y()[..], &xa, &[params, tiles], &rotated, &of_b];
         let widest = self.outputs().max().unwrap_or(0).div_ceil(COLUMNS);
         let dims = LaunchDims { grid: blocks3(rows.tiles.1, widest, self.loras.len()), block: WIDE_BLOCK, shared: 0 };
         cx.launch(op, Kernel::new(FILE, "lora_fwd_expand"), dims, &args.concat());
@@ -264,7 +272,9 @@ impl Group<'_> {
         let sums_to = [d_params, d_x.map(|d_x| d_x.d_x)].map(|d| d.unwrap_or(Arg::null(Param::Acc)));
         let none = Terms { at: Arg::null(Param::Acc), count: 0, len: 0, adds: true };
         let Terms { at, count, len, adds } = d_x.and_then(|d_x| d_x.terms).unwrap_or(none);
-        let terms = [at, int(count), long(len), int(usize::from(adds))];
+        let null = GateGradient([Arg::null(Param::Compute); 4]);
+        let GateGradient(gate) = d_x.and_then(|d_x| d_x.gate).unwrap_or(null);
+        let terms = [&[at, int(count), long(len), int(usize::from(adds))], &gate[..]].concat();
         let rows_read = [&self.y()[..], &self.each(|lora| lora.xa), &[x, d_xa, long(self.pitch()), params]].concat();
         let sizes = [int(self.loras.len()), int(rank), int(input)];
         let (output, [a, b]) =
@@ -287,7 +297,13 @@ pub struct InputGradient {
     pub d_x: Arg,
     /// What is added too, beside the first launch's LoRAs.
     pub terms: Option<Terms>,
+    /// Where it goes on to. Then it is left nowhere itself.
+    pub gate: Option<GateGradient>,
 }
+
+/// `d_gate`, `d_up`, `gate` and `up` `[N, input]` of an input that is SiLU(gate) * up.
+#[derive(Clone, Copy)]
+pub struct GateGradient(pub [Arg; 4]);
 
 /// Terms of the gradient of an input.
 #[derive(Clone, Copy)]
@@ -307,9 +323,65 @@ pub fn adds_terms(loras: &[Lora]) -> bool {
     loras.first().is_some_and(|lora| !lora.common.rows.others)
 }
 
-/// The forward of LoRAs.
-pub fn forward(cx: &mut Context, op: &'static str, loras: &[Lora]) {
-    groups(loras).for_each(|group| group.forward(cx, op));
+/// The forward of LoRAs, of which the first have rotations.
+pub fn forward(cx: &mut Context, op: &'static str, loras: &[Lora], rotations: Rotations) {
+    for group in groups(loras) {
+        if group.shrink(cx, op).is_some() && group.loras[0].y.is_some() {
+            group.expand(cx, op, rotations);
+        }
+    }
+}
+
+/// How the outputs of the first LoRAs of a launch are rotated.
+#[derive(Clone, Copy, PartialEq)]
+pub struct Rotations {
+    /// Number of those LoRAs.
+    pub count: usize,
+    /// Positions and the table of cosines and sines.
+    pub angles: [Arg; 2],
+    /// Half of a head.
+    pub half: usize,
+}
+
+impl Default for Rotations {
+    fn default() -> Self {
+        Self { count: 0, angles: [Arg::null(Param::Table), Arg::null(Param::Acc)], half: 0 }
+    }
+}
+
+/// Whether the launch of these, queries, keys and values in all rows, may have one more rotation, of this tensor `[len]`.
+pub fn rotates(loras: &[Lora], before: Rotations, next: Rotations, (tensor, len): (Arg, usize)) -> bool {
+    let alike = before.count == 0 || before == Rotations { count: before.count, ..next };
+    let one_launch = loras.len() == TOGETHER && groups(loras).count() == 1 && adds_terms(loras);
+    let of = |lora: &Lora| lora.y == Some(tensor) && lora.common.rows.count * lora.output == len;
+    alike && one_launch && next.half.is_multiple_of(HALF) && loras.get(before.count).is_some_and(of)
+}
+
+/// Whether these are of a gate and an up-projection `[len]`, of all rows, and go through the same launches.
+pub fn makes_gated(loras: &[Lora], gate_up: [Arg; 2], len: usize) -> bool {
+    let [gate, up] = loras else { return false };
+    let alike = gate.goes_with(up) && gate.output == up.output && !gate.common.rows.others;
+    alike && [gate.y, up.y] == gate_up.map(Some) && gate.common.rows.count * gate.output == len
+}
+
+/// Whether the backward of these adds to the input's gradient `[len]` by one launch that goes over all rows.
+pub fn makes_input_gradient(loras: &[Lora], len: usize) -> bool {
+    groups(loras).count() == 1 && adds_terms(loras) && loras[0].common.rows.count * loras[0].common.input == len
+}
+
+/// The forward of those of a gate and an up-projection, with their gated activation `act [len]`.
+pub fn forward_gated(cx: &mut Context, op: &'static str, loras: &[Lora], act: Arg) {
+    let group = Group { loras, common: &loras[0].common };
+    if group.shrink(cx, op).is_none() {
+        return;
+    }
+    let &Common { params, rows, rank, stride, scale, .. } = group.common;
+    let ([gate, up, _], [xa, xa1, _]) = (group.y(), group.each(|lora| lora.xa));
+    let ([b, b1, _], output) = (group.each(|lora| long(lora.b)), loras[0].output);
+    let sizes = [int(rank), int(output), long(stride), b, b1, float(scale)];
+    let args = [&[gate, up, act, xa, xa1, params, table(rows.tiles.0)], &sizes[..]].concat();
+    let dims = LaunchDims { grid: blocks3(rows.tiles.1, output.div_ceil(COLUMNS), 1), block: WIDE_BLOCK, shared: 0 };
+    cx.launch(op, Kernel::new(FILE, "lora_fwd_expand_gated"), dims, &args);
 }
 
 /// The backward of LoRAs, which adds to `d_x [N, input]`, unless nobody needs it.
@@ -376,13 +448,14 @@ mod tests {
 
     #[test]
     fn constants_are_those_of_the_kernels() {
-        let text = include_str!("../../../kernels/lora.cu");
+        let text = include_str!("../../../kernels/lora.cuh");
         let warps = NARROW_BLOCK as usize / 32;
         for (name, value) in [
             ("NARROW_WARPS", warps),
             ("NARROW_STEPS", SHARE / 16 / warps),
             ("NARROW_SPLITS", SPLITS),
             ("WIDE_WARPS", WIDE_BLOCK as usize / 32),
+            ("NEIGHBOURS", HALF),
         ] {
             assert!(text.contains(&format!("constexpr int {name} = {value};")), "{name} = {value}");
         }

@@ -4,8 +4,9 @@
 use super::Cuda;
 use super::blas::{Gemm, GemmShape, Operands};
 use super::context::{Context, Deferred};
-use super::launch::{acc_ptr, compute_ptr};
-use super::lora_launch::{self, InputGradient, Lora, Terms};
+use super::fused::Rotation;
+use super::launch::{Arg, acc_ptr, compute_ptr};
+use super::lora_launch::{self, GateGradient, InputGradient, Lora, Rotations, Terms};
 use super::memory::DevicePtr;
 use crate::backend::ops::{LoraBwd, LoraFwd, Op};
 
@@ -23,9 +24,31 @@ pub struct Projections {
     shared: Shared,
     products: Vec<(&'static str, Gemm)>,
     loras: Vec<Lora>,
+    rotations: Rotations,
 }
 
 impl Projections {
+    fn new(shared: Shared) -> Self {
+        Self { shared, products: Vec::new(), loras: Vec::new(), rotations: Rotations::default() }
+    }
+
+    /// Adds a rotation of what the first or the next LoRA adds to, if the same launch can rotate it. Returns whether it can.
+    pub fn rotate(cx: &mut Context, rotation: &Rotation) -> bool {
+        let joins = |group: &Self| {
+            matches!(group.shared, Shared::Input(_))
+                && rotation.is_whole()
+                && lora_launch::rotates(
+                    &group.loras,
+                    group.rotations,
+                    rotation.next(group.rotations),
+                    rotation.tensor(),
+                )
+        };
+        let Some(group) = cx.join_deferred(joins) else { return false };
+        group.rotations = rotation.next(group.rotations);
+        true
+    }
+
     /// Adds a product, which goes ahead of the LoRAs that were added before.
     ///
     /// # Panics
@@ -35,6 +58,7 @@ impl Projections {
         gemm.assert_on(op, &cx.device);
         let joins = |group: &Self| {
             group.shared == shared
+                && group.rotations.count == 0
                 && match shared {
                     Shared::Input(_) => !group.touches(gemm.operands.d),
                     Shared::InputGradient(_) => gemm.shape.accumulate,
@@ -42,7 +66,7 @@ impl Projections {
         };
         match cx.join_deferred(joins) {
             Some(group) => group.products.push((op, gemm)),
-            None => cx.defer(op, &[], Self { shared, products: vec![(op, gemm)], loras: Vec::new() }),
+            None => cx.defer(op, &[], Self { products: vec![(op, gemm)], ..Self::new(shared) }),
         }
     }
 
@@ -53,9 +77,43 @@ impl Projections {
     #[track_caller]
     pub fn add_lora(cx: &mut Context, op: &'static str, shared: Shared, lora: Lora) {
         let args = lora.args();
-        match cx.join_deferred(|group: &Self| group.shared == shared) {
+        match cx.join_deferred(|group: &Self| group.shared == shared && group.rotations.count == 0) {
             Some(group) => group.loras.push(lora),
-            None => cx.defer(op, &args, Self { shared, products: Vec::new(), loras: vec![lora] }),
+            None => cx.defer(op, &args, Self { loras: vec![lora], ..Self::new(shared) }),
+        }
+    }
+
+    /// Whether the LoRAs are those of a gate and an up-projection `[len]` and go over all rows in one launch.
+    pub fn makes_gated(&self, gate_up: [DevicePtr; 2], len: usize) -> bool {
+        matches!(self.shared, Shared::Input(_)) && lora_launch::makes_gated(&self.loras, gate_up.map(compute_ptr), len)
+    }
+
+    /// Puts all on the list, with the activation that is made of the gate and the up-projection.
+    pub fn launch_gated(self, cx: &mut Context, act: Arg) {
+        put(cx, &self.products);
+        lora_launch::forward_gated(cx, LoraFwd::<Cuda>::NAME, &self.loras, act);
+    }
+
+    /// Whether this is the gradient `[len]` of the input of a projection, to which its LoRA adds in all rows in one launch.
+    pub fn makes_act_gradient(&self, d_act: DevicePtr, len: usize) -> bool {
+        self.shared == Shared::InputGradient(Some(d_act)) && lora_launch::makes_input_gradient(&self.loras, len)
+    }
+
+    /// Puts all on the list, with the gradients of a gate and an up-projection, if the input is the activation of those.
+    pub fn launch(self, cx: &mut Context, gate: Option<GateGradient>) {
+        let Self { shared, mut products, loras, rotations } = self;
+        let op = LoraBwd::<Cuda>::NAME;
+        match shared {
+            Shared::Input(_) => {
+                put(cx, &products);
+                lora_launch::forward(cx, LoraFwd::<Cuda>::NAME, &loras, rotations);
+            }
+            Shared::InputGradient(None) => lora_launch::backward(cx, op, &loras, None),
+            Shared::InputGradient(Some(d_x)) => {
+                let terms = if lora_launch::adds_terms(&loras) { terms(cx, &mut products) } else { None };
+                put(cx, &products);
+                lora_launch::backward(cx, op, &loras, Some(InputGradient { d_x: acc_ptr(d_x), terms, gate }));
+            }
         }
     }
 
@@ -102,19 +160,6 @@ fn terms(cx: &mut Context, products: &mut [(&'static str, Gemm)]) -> Option<Term
 
 impl Deferred for Projections {
     fn launch(self: Box<Self>, cx: &mut Context) {
-        let Self { shared, mut products, loras } = *self;
-        let op = LoraBwd::<Cuda>::NAME;
-        match shared {
-            Shared::Input(_) => {
-                put(cx, &products);
-                lora_launch::forward(cx, LoraFwd::<Cuda>::NAME, &loras);
-            }
-            Shared::InputGradient(None) => lora_launch::backward(cx, op, &loras, None),
-            Shared::InputGradient(Some(d_x)) => {
-                let terms = if lora_launch::adds_terms(&loras) { terms(cx, &mut products) } else { None };
-                put(cx, &products);
-                lora_launch::backward(cx, op, &loras, Some(InputGradient { d_x: acc_ptr(d_x), terms }));
-            }
-        }
+        Self::launch(*self, cx, None);
     }
 }

@@ -231,14 +231,14 @@ impl Queue {
         self.timeline.iter_mut().for_each(Timeline::defer);
     }
 
-    /// Notes that the commands of what was deferred are those from `first` on, or come with those of the operation that has
+    /// Notes that the commands of what was deferred are those from `first` on; if `fused`, also those of the operation that has
     /// just begun.
-    pub fn place_deferred(&mut self, first: usize) {
+    pub fn place_deferred(&mut self, first: usize, fused: bool) {
         if let Some(timeline) = &mut self.timeline {
             // What they need may have submitted what was on the list before.
             let first = if first > self.commands.len() { 0 } else { first };
             let commands = &self.commands[first..];
-            timeline.place_deferred(first, &commands.iter().map(|command| command.op).collect::<Vec<_>>());
+            timeline.place_deferred(first, fused, &commands.iter().map(|command| command.op).collect::<Vec<_>>());
         }
     }
 

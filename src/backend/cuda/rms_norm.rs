@@ -28,10 +28,13 @@ impl RmsNormOps for Cuda {
         let (out, rstd, x, weight) = (compute(op.out), acc(op.rstd), acc(op.x), compute(op.weight));
         let sizes = [int(op.rows), int(op.width), float(op.eps), int(form(op.form))];
         let (read, len) = (op.x.ptr(0), op.rows * op.width);
-        if let Some(residual) = self.cx.take_deferred(|sum: &ResidualSum| (sum.out, sum.len) == (read, len)) {
+        let made = |sum: &ResidualSum| (sum.out, sum.len) == (read, len);
+        let fused = self.cx.fuse(made, |residual, cx| {
             let [sum, a, b] = residual.args();
             let args = [&[sum, out, rstd, a, b, weight], &sizes[..]].concat();
-            self.cx.launch(name, Kernel::new(FILE, "residual_rms_norm_fwd"), dims, &args);
+            cx.launch(name, Kernel::new(FILE, "residual_rms_norm_fwd"), dims, &args);
+        });
+        if fused {
             return;
         }
         let args = [&[out, rstd, x, weight], &sizes[..]].concat();

@@ -45,8 +45,8 @@ impl RowOps for Cuda {
         self.begin(&op);
         let (x, len) = (op.x.ptr(0), op.len);
         let made = |norm: &RmsNormGradient| (norm.d_x, norm.rows * norm.width) == (x, len);
-        if let Some(norm) = self.cx.take_deferred(made) {
-            return norm.launch(&mut self.cx, Some(op.out.ptr(0)));
+        if self.cx.fuse(made, |norm, cx| norm.launch(cx, Some(op.out.ptr(0)))) {
+            return;
         }
         cast_from(&mut self.cx, Cast::<Self>::NAME, op.out, (op.x, 0), op.len);
     }

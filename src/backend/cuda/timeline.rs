@@ -73,13 +73,15 @@ impl Timeline {
         self.deferred.extend(self.marks.pop());
     }
 
-    /// Notes that the commands of what was deferred are those from `first` on, of these operations, and that those of an operation
-    /// that has begun since come after them.
-    pub fn place_deferred(&mut self, first: usize, ops: &[&'static str]) {
+    /// Notes that the commands of what was deferred are those from `first` on, of these operations; if `fused`, also those of the
+    /// operation that has begun since, and else that they come before its own. The work of an operation without a command counts
+    /// as that of the last.
+    pub fn place_deferred(&mut self, first: usize, fused: bool, ops: &[&'static str]) {
         let begun = self.marks.pop_if(|mark| mark.first == first);
-        let place = |mark: &Mark| first + ops.iter().position(|op| *op == mark.span.op).unwrap_or(ops.len());
-        let mut deferred: Vec<Mark> =
-            self.deferred.drain(..).map(|mark| Mark { first: place(&mark), ..mark }).collect();
+        let place = |mark: &Mark| ops.iter().position(|op| *op == mark.span.op).unwrap_or(ops.len().saturating_sub(1));
+        let (fused, begun) = if fused { (begun, None) } else { (None, begun) };
+        let deferred = self.deferred.drain(..).chain(fused);
+        let mut deferred: Vec<Mark> = deferred.map(|mark| Mark { first: first + place(&mark), ..mark }).collect();
         deferred.sort_by_key(|mark| mark.first);
         self.marks.extend(deferred);
         self.marks.extend(begun.map(|mark| Mark { first: first + ops.len(), ..mark }));

@@ -2,7 +2,7 @@
 //! function of the up-projection alone.
 
 use super::check::needs;
-use super::{Op, Work, operations};
+use super::{Op, Projected, Work, operations};
 use crate::arch::Activation;
 use crate::backend::{Buffers, Len};
 
@@ -31,16 +31,21 @@ impl<B: Buffers + ?Sized> Op for GatedFwd<'_, B> {
     fn work(&self) -> Work {
         Work::moved(0, 3 * self.len, 0)
     }
+
+    fn projected(&self) -> Option<Projected> {
+        (self.f == Activation::Silu).then_some(Projected::Gated { len: self.len })
+    }
 }
 
-/// `d_gate [len] =`, `d_up [len] =` from `d_act [len]`.
+/// `d_gate [len] =`, `d_up [len] =` from `d_act [len]`, of which nobody else has need: a device may make all three at once, and
+/// leave `d_act` as it was before what was last added to it.
 pub struct GatedBwd<'a, B: Buffers + ?Sized> {
     /// `[len]`, set.
     pub d_gate: &'a mut B::Compute,
     /// `[len]`, set.
     pub d_up: &'a mut B::Compute,
-    /// `[len]`.
-    pub d_act: &'a B::Acc,
+    /// `[len]`, consumed.
+    pub d_act: &'a mut B::Acc,
     /// `[len]`, of the forward.
     pub gate: &'a B::Compute,
     /// `[len]`, of the forward.
@@ -62,6 +67,10 @@ impl<B: Buffers + ?Sized> Op for GatedBwd<'_, B> {
 
     fn work(&self) -> Work {
         Work::moved(self.len, 4 * self.len, 0)
+    }
+
+    fn projected(&self) -> Option<Projected> {
+        (self.f == Activation::Silu).then_some(Projected::GatedGradient { len: self.len })
     }
 }
 

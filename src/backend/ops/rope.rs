@@ -2,8 +2,8 @@
 //! head's leading R elements by the angle of the row's position and `i`. R is D, or less in GPT-NeoX and Phi-3, whose other
 //! elements pass through.
 
-use super::check::{need, needs, same};
-use super::{Op, Work, operations};
+use super::check::{need, same};
+use super::{Op, Projected, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 
 #[track_caller]
@@ -17,12 +17,10 @@ fn rotated(rows: usize, width: usize, rotary_dim: usize) -> Work {
     Work::moved(rows * rotary_dim, 2 * rows * width, 0)
 }
 
-/// `out [N, heads, D] =` the rotated `x`.
+/// `x [N, heads, D] =` the rotated `x`.
 pub struct RopeFwd<'a, B: Buffers + ?Sized> {
-    /// `[N, heads, D]`, set.
-    pub out: &'a mut B::Compute,
-    /// `[N, heads, D]`.
-    pub x: &'a B::Compute,
+    /// `[N, heads, D]`, rotated in place.
+    pub x: &'a mut B::Compute,
     /// N rows with their positions.
     pub pack: &'a B::Pack,
     /// `[positions, R]`: of each position the cosines `[R/2]`, then the sines `[R/2]`, any attention factor multiplied in.
@@ -41,13 +39,18 @@ impl<B: Buffers + ?Sized> Op for RopeFwd<'_, B> {
     fn check(&self) {
         let pack = self.pack.host();
         check_rotary(Self::NAME, self.rotary_dim, self.head_dim);
-        let len = pack.len() * self.heads * self.head_dim;
-        needs(Self::NAME, len, &[("out", self.out.len()), ("x", self.x.len())]);
+        need(Self::NAME, "x", self.x.len(), pack.len() * self.heads * self.head_dim);
         need(Self::NAME, "cos_sin", self.cos_sin.len(), pack.longest() * self.rotary_dim);
     }
 
     fn work(&self) -> Work {
         rotated(self.pack.host().len(), self.heads * self.head_dim, self.rotary_dim)
+    }
+
+    /// Where heads are rotated wholly, and their halves are of 32 elements.
+    fn projected(&self) -> Option<Projected> {
+        let whole = self.rotary_dim == self.head_dim && self.head_dim.is_multiple_of(64);
+        whole.then_some(Projected::Rotated { len: self.pack.host().len() * self.heads * self.head_dim })
     }
 }
 

@@ -36,6 +36,7 @@ pub mod scale;
 
 pub mod cases;
 pub mod device;
+pub mod joint;
 pub mod naive;
 pub mod operation;
 pub mod packs;

@@ -1,0 +1,119 @@
+//! What follows LoRAs and may go through their launch: asked for at once, or apart, which must give the same bits.
+
+use llamaprobe::arch::Activation;
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::ops::{self, LoraSite};
+
+use super::device::{self, Given};
+use super::lora::{Drop, Lora};
+use super::rope;
+use super::simt::recorder::FILL;
+
+impl Lora {
+    /// Two other projections of the same input, behind this one in the parameters, where there is room for them.
+    pub fn others(&self) -> Option<[LoraSite; 2]> {
+        let LoraSite { a, b, stride, rank, output, .. } = self.site;
+        let end = b + output * rank;
+        let other = |i: usize, output| LoraSite { a: a + i * end, b: b + i * end, output, ..self.site };
+        (stride >= 3 * end).then(|| [other(1, output.div_ceil(2)), other(2, output)])
+    }
+
+    /// Between others of the same input, as those of queries, keys and values; before the last, as those of gate and up-projection.
+    pub fn joint_forwards<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], [before, after]: [LoraSite; 2]) {
+        let sites = [before, self.site, after];
+        let [joined, apart] = [false, true].map(|apart| self.gated_forward(b, inputs, [sites[1], after], apart));
+        assert_eq!(joined, apart, "lora_fwd: gate, up and activation by one launch and by two");
+        if before.output.is_multiple_of(64) {
+            let [joined, apart] = [false, true].map(|apart| self.rotated_forward(b, inputs, sites, apart));
+            assert_eq!(joined, apart, "lora_fwd: queries and keys by one launch and by two");
+        }
+    }
+
+    /// Of an input that is an activation.
+    pub fn joint_backward<B: Backend>(
+        &self,
+        b: &mut B,
+        given: &Given<'_>,
+        acc: [&B::Acc; 2],
+        compute: [&B::Compute; 2],
+    ) {
+        let [joined, apart] = [false, true].map(|apart| self.gated_backward(b, given, acc, compute, apart));
+        assert_eq!(joined, apart, "lora_bwd: d_gate, d_up and d_params by one launch and by two");
+    }
+
+    /// A gate and an up-projection to which these LoRAs add, and the activation of both, which is asked for at once or `apart`.
+    fn gated_forward<B: Backend>(
+        &self,
+        b: &mut B,
+        inputs: &[Vec<f64>],
+        sites: [LoraSite; 2],
+        apart: bool,
+    ) -> [Vec<f64>; 3] {
+        let (x, params, pack) =
+            (&device::compute(b, &inputs[1]), &device::acc(b, &inputs[2]), &b.pack(&self.pack).unwrap());
+        let (len, dropout) = (inputs[0].len(), Drop::of_device(&self.drop));
+        let [mut gate, mut up, mut act] =
+            [&inputs[0], &vec![0.25; len], &vec![FILL; len]].map(|y| device::compute(b, y));
+        for (site, y) in sites.into_iter().zip([&mut gate, &mut up]) {
+            let xa = &mut device::acc(b, &vec![FILL; self.pack.len() * site.rank]);
+            b.lora_fwd(ops::LoraFwd { y: Some(y), xa, x, params, pack, site, dropout });
+        }
+        if apart {
+            b.sync().unwrap();
+        }
+        b.gated_fwd(ops::GatedFwd { act: &mut act, gate: &gate, up: &up, f: Activation::Silu, len });
+        [&gate, &up, &act].map(|y| device::read_compute(b, y, len))
+    }
+
+    /// Queries, keys and values to which these LoRAs add, of heads of 64, of which the former two are rotated at once or `apart`.
+    fn rotated_forward<B: Backend>(
+        &self,
+        b: &mut B,
+        inputs: &[Vec<f64>],
+        sites: [LoraSite; 3],
+        apart: bool,
+    ) -> [Vec<f64>; 3] {
+        let (x, params, pack) =
+            (&device::compute(b, &inputs[1]), &device::acc(b, &inputs[2]), &b.pack(&self.pack).unwrap());
+        let (head_dim, dropout) = (64, Drop::of_device(&self.drop));
+        let cos_sin = &device::acc(b, &rope::cos_sin(self.pack.longest(), head_dim));
+        let lens = sites.map(|site| self.pack.len() * site.output);
+        let mut y = lens.map(|len| device::compute(b, &vec![0.25; len]));
+        for (site, y) in sites.into_iter().zip(&mut y) {
+            let xa = &mut device::acc(b, &vec![FILL; self.pack.len() * site.rank]);
+            b.lora_fwd(ops::LoraFwd { y: Some(y), xa, x, params, pack, site, dropout });
+        }
+        if apart {
+            b.sync().unwrap();
+        }
+        for (site, x) in sites.into_iter().zip(&mut y[..2]) {
+            let heads = site.output / head_dim;
+            b.rope_fwd(ops::RopeFwd { x, pack, cos_sin, heads, head_dim, rotary_dim: head_dim });
+        }
+        std::array::from_fn(|i| device::read_compute(b, &y[i], lens[i]))
+    }
+
+    /// The gradients of a gate and an up-projection, whose activation is the input, asked for at once or `apart`, and those of the
+    /// parameters.
+    fn gated_backward<B: Backend>(
+        &self,
+        b: &mut B,
+        given: &Given<'_>,
+        [xa, params]: [&B::Acc; 2],
+        [x, d_y]: [&B::Compute; 2],
+        apart: bool,
+    ) -> [Vec<f64>; 3] {
+        let (len, site, dropout) = (given.len(1), self.site, Drop::of_device(&self.drop));
+        let [mut d_act, mut d_params] = [1, 2].map(|i| device::acc(b, &given.start[i]));
+        let [mut d_gate, mut d_up] = [(); 2].map(|()| device::compute(b, &vec![FILL; len]));
+        let (pack, d_x) = (&b.pack(&self.pack).unwrap(), Some(&mut d_act));
+        b.lora_bwd(ops::LoraBwd { d_params: &mut d_params, d_x, d_y, xa, x, params, pack, site, dropout });
+        if apart {
+            b.sync().unwrap();
+        }
+        let (d_gate_out, d_up_out, d_act, f) = (&mut d_gate, &mut d_up, &mut d_act, Activation::Silu);
+        b.gated_bwd(ops::GatedBwd { d_gate: d_gate_out, d_up: d_up_out, d_act, gate: x, up: x, f, len });
+        let [d_gate, d_up] = [&d_gate, &d_up].map(|d| device::read_compute(b, d, len));
+        [d_gate, d_up, device::read_acc(b, &d_params, given.len(2))]
+    }
+}

@@ -44,6 +44,11 @@ pub trait Len {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Bytes of a quantised weight as it is stored; none of what is not quantised.
+    fn quantized_bytes(&self) -> Option<usize> {
+        None
+    }
 }
 
 impl<T> Len for Vec<T> {

@@ -1,5 +1,7 @@
 //! What every operation's arguments have in common.
 
+use super::Len;
+
 /// What an operation has to do at least, by the shapes of its arguments.
 ///
 /// Every element that is read or written counts once, one that is added to twice, wherever it comes from: a cache may save
@@ -14,14 +16,16 @@ pub struct Work {
     pub acc: u64,
     /// Elements of the compute dtype.
     pub compute: u64,
-    /// Elements of weights.
+    /// Elements of weights that are not quantised.
     pub weight: u64,
+    /// Bytes of quantised weights.
+    pub quantized: u64,
 }
 
 impl Work {
     /// No products, and so many elements of the accumulation dtype, of the compute dtype and of weights.
     pub(super) fn moved(acc: usize, compute: usize, weight: usize) -> Self {
-        Self { flops: 0, acc: acc as u64, compute: compute as u64, weight: weight as u64 }
+        Self { flops: 0, acc: acc as u64, compute: compute as u64, weight: weight as u64, quantized: 0 }
     }
 
     /// The work of this without that of another, which is a part of it.
@@ -31,6 +35,7 @@ impl Work {
             acc: self.acc - part.acc,
             compute: self.compute - part.compute,
             weight: self.weight - part.weight,
+            quantized: self.quantized - part.quantized,
         }
     }
 
@@ -41,6 +46,15 @@ impl Work {
             acc: self.acc + other.acc,
             compute: self.compute + other.compute,
             weight: self.weight + other.weight,
+            quantized: self.quantized + other.quantized,
+        }
+    }
+
+    /// The same with a weight that is read.
+    pub(super) fn reading(self, weight: &impl Len) -> Self {
+        match weight.quantized_bytes() {
+            Some(bytes) => Self { quantized: self.quantized + bytes as u64, ..self },
+            None => Self { weight: self.weight + weight.len() as u64, ..self },
         }
     }
 
@@ -49,10 +63,10 @@ impl Work {
         Self { flops: 2 * multiply_adds, ..self }
     }
 
-    /// Bytes, of elements of the accumulation dtype and of the compute dtype of these sizes; weights count as in the compute
-    /// dtype.
+    /// Bytes, of elements of the accumulation dtype and of the compute dtype of these sizes; weights that are not quantised count as
+    /// in the compute dtype.
     pub fn bytes(self, (acc, compute): (usize, usize)) -> u64 {
-        self.acc * acc as u64 + (self.compute + self.weight) * compute as u64
+        self.acc * acc as u64 + (self.compute + self.weight) * compute as u64 + self.quantized
     }
 }
 

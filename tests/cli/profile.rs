@@ -94,3 +94,22 @@ fn profile_of_nothing_is_said_and_one_that_cannot_be_written_refused() {
     line(d, &format!("{GENERATE} --config {{}}/flags.yaml")).ok();
     assert!(d.join("keyed.json").exists());
 }
+
+#[test]
+fn profile_counts_quantised_weights_as_they_are_stored() {
+    let dir = workplace();
+    let d = dir.path();
+    let config: Value = serde_json::from_slice(&fs::read(d.join("model/config.json")).expect("it")).expect("JSON");
+    let width = config["hidden_size"].as_u64().expect("a width");
+    let heads = config["num_attention_heads"].as_u64().expect("heads");
+    let queries = config["head_dim"].as_u64().map_or(width, |head_dim| heads * head_dim);
+    let bytes = |more: &str| {
+        line(d, &format!("{GENERATE} --dtype f32 {more} --profile {{}}/trace.json")).ok();
+        let trace: Value = serde_json::from_slice(&fs::read(d.join("trace.json")).expect("a trace")).expect("JSON");
+        let events = trace["traceEvents"].as_array().expect("events");
+        let first = events.iter().find(|event| event["name"] == "linear_fwd").expect("a product");
+        first["args"]["bytes"].as_u64().expect("bytes")
+    };
+    // Of the queries' projection: a byte an element and a scale of four a row, for four bytes an element.
+    assert_eq!(bytes("") - bytes("--load-in int8"), 3 * queries * width - 4 * queries);
+}

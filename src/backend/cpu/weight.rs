@@ -150,6 +150,13 @@ impl Len for Weight {
             Store::Quantized(view) => view.len(),
         }
     }
+
+    fn quantized_bytes(&self) -> Option<usize> {
+        match &self.store {
+            Store::Owned(_) | Store::Mapped(..) => None,
+            Store::Quantized(view) => Some(view.stored_bytes()),
+        }
+    }
 }
 
 /// `out = ` the elements of all rows from `from` on, as many at once as stay in the first-level cache.

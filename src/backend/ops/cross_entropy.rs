@@ -46,7 +46,7 @@ impl<B: Buffers + ?Sized> Op for LogitsFwd<'_, B> {
 
     fn work(&self) -> Work {
         let LinearDims { rows, input, output } = self.dims;
-        Work::moved(rows * output, rows * input, self.head.len()).multiplied(self.multiply_adds())
+        Work::moved(rows * output, rows * input, 0).reading(self.head).multiplied(self.multiply_adds())
     }
 
     fn launches(&self) -> Vec<Launch> {
@@ -98,7 +98,7 @@ impl<B: Buffers + ?Sized> Op for CrossEntropyFwd<'_, B> {
 
     fn work(&self) -> Work {
         let LinearDims { rows, input, .. } = self.dims;
-        Work::moved(rows, rows * input, self.head.len()).multiplied(self.multiply_adds())
+        Work::moved(rows, rows * input, 0).reading(self.head).multiplied(self.multiply_adds())
     }
 
     /// Of each chunk its logits and their losses.
@@ -155,7 +155,7 @@ impl<B: Buffers + ?Sized> Op for CrossEntropyBwd<'_, B> {
     fn work(&self) -> Work {
         let LinearDims { rows, input, .. } = self.dims;
         let d_head = if self.d_head.is_some() { 2 * self.head.len() } else { 0 };
-        Work::moved(rows * (input + 2) + d_head, rows * input, self.head.len()).multiplied(self.multiply_adds())
+        Work::moved(rows * (input + 2) + d_head, rows * input, 0).reading(self.head).multiplied(self.multiply_adds())
     }
 
     /// Of each chunk its logits, their losses and gradients, and those of `x` and of the head.

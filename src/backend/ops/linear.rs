@@ -56,7 +56,7 @@ impl<B: Buffers + ?Sized> Op for LinearFwd<'_, B> {
     fn work(&self) -> Work {
         let LinearDims { rows, input, output } = self.dims;
         let bias = self.bias.map_or(0, |bias| bias.len());
-        Work::moved(0, rows * (input + output), self.weight.len() + bias).multiplied(self.multiply_adds())
+        Work::moved(0, rows * (input + output), bias).reading(self.weight).multiplied(self.multiply_adds())
     }
 
     fn projected(&self) -> Option<Projected> {
@@ -99,7 +99,7 @@ impl<B: Buffers + ?Sized> Op for LinearBwdInput<'_, B> {
     fn work(&self) -> Work {
         let LinearDims { rows, input, output } = self.dims;
         let d_x = rows * input * if self.accumulate { 2 } else { 1 };
-        Work::moved(d_x, rows * output, self.weight.len()).multiplied(self.multiply_adds())
+        Work::moved(d_x, rows * output, 0).reading(self.weight).multiplied(self.multiply_adds())
     }
 
     fn projected(&self) -> Option<Projected> {

@@ -1,5 +1,7 @@
 //! What a GPU does at most (the ceilings of the CPU are in `ceiling`), and how captures leave a device. Bytes are
 //! those that must be read and written, elements floating-point operations.
+//!
+//! `--predict` prints what the goals for a GPU would take on GPUs that are not here.
 #![allow(missing_docs, reason = "the macros of the harness")]
 
 mod common;
@@ -7,7 +9,7 @@ mod common;
 use common::{Shape, Subject, compute, shapes, subject, time, weight};
 #[cfg(feature = "cuda")]
 use common::{acc, bytes};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cpu::Cpu;
 #[cfg(feature = "cuda")]
@@ -96,4 +98,11 @@ fn all(c: &mut Criterion) {
 }
 
 criterion_group!(benches, all);
-criterion_main!(benches);
+
+fn main() {
+    if std::env::args().any(|arg| arg == "--predict") {
+        return common::predicted::print();
+    }
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

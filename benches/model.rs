@@ -6,68 +6,16 @@
 #[macro_use]
 mod common;
 
-use common::checkpoint::{self, Weights};
-use common::{Group, MIDDLE, Shape, Subject, flat, shapes, shared_prefix, subject, time};
+use common::training::{Checkpoint, trainers};
+use common::{Group, MIDDLE, flat, shared_prefix, time};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use llamaprobe::arch::{Dtype, Projection};
+use llamaprobe::arch::Dtype;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::backend::trace::Trace;
 use llamaprobe::hooks::{NoTaps, Record, Selection, Site};
-use llamaprobe::model::{Activations, Adaptation, Input, Layout, LoraShape, Model, OutputRows, Save};
+use llamaprobe::model::{Activations, Input, Model, OutputRows, Save};
 use llamaprobe::pack::Pack;
-use llamaprobe::train::data::TrainSequence;
-use llamaprobe::train::settings::{Length, RunSettings};
-use llamaprobe::train::trainable::Trainable;
-use llamaprobe::train::trainer::{Run, Trainer, TrainerOptions};
-
-/// A model of a shape, its weights in a directory.
-struct Checkpoint {
-    name: &'static str,
-    dir: tempfile::TempDir,
-}
-
-impl Checkpoint {
-    /// With `layers` layers, but at most two where next to no work is asked for. A head of 32,000 tokens would hide one
-    /// layer.
-    fn new<B: Backend>(b: &B, name: &'static str, of: &str, layers: usize) -> Self {
-        let mut all = shapes().iter().chain([&MIDDLE]);
-        let found = all.find(|shape| shape.name == of || subject() == Subject::Tiny).expect("a shape");
-        let shape = Shape { vocab: if layers == 1 { 300 } else { found.vocab }, ..*found };
-        let layers = if subject() == Subject::Tiny { layers.min(2) } else { layers };
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        checkpoint::write(dir.path(), shape, layers, Weights::Noise { bytes: b.element_sizes().1 });
-        Self { name, dir }
-    }
-
-    fn load<B: Backend>(&self, b: &mut B) -> Model<B> {
-        Model::load(b, self.dir.path()).expect("a checkpoint")
-    }
-}
-
-fn ids(tokens: usize, seed: usize) -> Vec<u32> {
-    (0..tokens).map(|i| ((i * 37 + seed * 11) % 300) as u32).collect()
-}
-
-/// Trainers of rank 8 on queries and values, each of `runs` runs of one sequence with all tokens labelled.
-fn trainers<B: Backend>(b: &mut B, model: &Model<B>, count: usize, runs: usize, tokens: usize) -> Vec<Trainer<B>> {
-    let shape = LoraShape {
-        rank: 8,
-        alpha: 16.0,
-        rslora: false,
-        dora: false,
-        layers: None,
-        targets: vec![Projection::Q, Projection::V],
-    };
-    let settings = RunSettings { length: Length::Steps(u64::MAX), batch_size: 1, ..RunSettings::default() };
-    let trainer = |i| {
-        let adaptation = Adaptation::new(b, Layout::lora(&model.config, &shape), runs).expect("memory for a bench");
-        let run = |run| Run { data: vec![TrainSequence::all(ids(tokens, i + run))], settings: settings.clone() };
-        let runs = (0..runs).map(run).collect();
-        Trainer::new(b, model, Trainable::Adapters(adaptation), runs, TrainerOptions::default()).expect("a trainer")
-    };
-    (0..count).map(trainer).collect()
-}
 
 /// Floating-point operations of some work.
 fn flops(checkpoint: &Checkpoint, work: impl FnOnce(&mut Trace, Model<Trace>)) -> Throughput {
@@ -93,9 +41,9 @@ fn step<B: Backend>(c: &mut Criterion, b: &mut B) {
         let mut model = checkpoint.load(b);
         for &tokens in lengths {
             group.throughput(flops(&checkpoint, |b, mut model| {
-                trainers(b, &model, 1, 1, tokens)[0].step(b, &mut model).expect("a step");
+                trainers(b, &model, [1, 1, tokens], None)[0].step(b, &mut model).expect("a step");
             }));
-            let trainer = &mut trainers(b, &model, 1, 1, tokens)[0];
+            let trainer = &mut trainers(b, &model, [1, 1, tokens], None)[0];
             group.bench(name, tokens, |bench| {
                 time(bench, b, |b| drop(trainer.step(b, &mut model).expect("a step")));
             });
@@ -112,10 +60,10 @@ fn runs<B: Backend>(c: &mut Criterion, b: &mut B) {
         let checkpoint = Checkpoint::new(b, name, of, layers);
         let mut model = checkpoint.load(b);
         group.throughput(flops(&checkpoint, |b, mut model| {
-            trainers(b, &model, 1, RUNS, 16)[0].step(b, &mut model).expect("a step");
+            trainers(b, &model, [1, RUNS, 16], None)[0].step(b, &mut model).expect("a step");
         }));
         for (how, count, runs) in [("in one pass", 1, RUNS), ("one after another", RUNS, 1)] {
-            let mut trainers = trainers(b, &model, count, runs, 16);
+            let mut trainers = trainers(b, &model, [count, runs, 16], None);
             group.bench(name, how, |bench| {
                 time(bench, b, |b| {
                     for trainer in &mut trainers {

@@ -13,6 +13,8 @@ pub mod ceiling;
 pub mod checkpoint;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+pub mod predicted;
+pub mod training;
 
 use std::cell::Cell;
 use std::fmt::Display;

@@ -23,20 +23,27 @@
 //   tiles [tiles, 64]      rows of the keys at 64 consecutive positions of some path, from a multiple of 64 on: a row
 //                          of the pack, -(r + 1) for row r of the cache, or NO_ROW
 //   tile_lists [., 4]      tile, position of its first key, first and end of the block rows whose path it lies on; the
-//                          list of query block b is list_starts[b]..list_starts[b + 1], ascending by position. For fwd_128
-//                          two query blocks that follow one another are one of 128 rows, with lists of their own
+//                          list of query block b is list_starts[b]..list_starts[b + 1], ascending by position. fwd_128 has
+//                          blocks of 128 rows, with lists of their own
 //   order, begins, ends    [N] each: depth-first order of the rows; row order[j] sees row order[i] if
 //                          begins[i] <= j < ends[i]
+//   key_blocks [ceil(N / 64), 2]  which 64 rows of that order each block of keys is, and how many rows see any of them
 //   positions, lasts       [N] each: a row's position, and the last that it sees: its own, or its segment's last in a
 //                          bidirectional pack
 // A row sees a key if it lies on its path (by its block's tile list, or begins and ends), at no later position than lasts
 // says, and, if window > 0, at a position greater than its own minus window and at most `ahead` beyond its own.
 //
+// The host has the blocks with the most tiles, and the keys that most rows see, first, and a grid has all heads of a block
+// before the next: so multiprocessors end at about the same time (rows_of_block).
+//
 // Launch: all blocks have 32 * WARPS threads and handle 16 * WARPS rows, each warp 16 of them, fwd_128 twice as many:
-//   fwd, dq  (blocks * 64 / (16 * WARPS), H), fwd_128 (ceil(blocks / 2) * 128 / (32 * WARPS), H); dkv (ceil(N / (16 * WARPS)), K)
+//   fwd, dq  (H, blocks * 64 / (16 * WARPS)), fwd_128 (H, blocks * 128 / (32 * WARPS)); dkv (K, ceil(N / 64) * 64 / (16 * WARPS))
 //   dynamic shared memory, in rows of HEAD_DIM + 16 bytes: fwd 16 * WARPS + 4 * FWD_STEP, fwd_128 32 * WARPS + 4 * FWD_STEP;
 //   dq, dkv 32 * WARPS + 4 * BWD_STEP
 //   delta ceil(N H / 8) x 256; pattern (M, H) x 128; result (M, H) x 256
+// dkv with part_rows > 0 has (K, parts * 64 / (16 * WARPS)) blocks, which share what keys collect from many rows and heads (part_at):
+// the last one of a block of keys adds up what all of them have left in `parts`, in order. `parts` has 2 * 16 * WARPS * HEAD_DIM
+// floats, and `tickets` 2 ints, of wide heads in f32 4, zero before and after, for each block of the grid that has such a part.
 // q, k, v, d_z_real and the cache start at multiples of 16 bytes.
 //
 // Determinism: everything has one writer and a fixed order. Keys are taken in tiles at fixed positions, and a masked key
@@ -54,6 +61,7 @@ struct Forward {
     const int *block_rows, *list_starts, *tile_lists, *tiles, *positions, *lasts;
     int heads, kv_heads, width, window, ahead, alibi;
     float scale, cap;
+    int second;
 };
 
 // The forward of a block whose warps have 16 rows for each of `fragments`; tile lists are those of blocks of LIST_ROWS rows.
@@ -62,8 +70,8 @@ DEV void forward(unsigned char* memory, const Forward& in) {
     constexpr int WARP_ROWS = 16 * fragments, ROWS = WARP_ROWS * WARPS, BUFFER = 2 * FWD_STEP * STRIDE;
     real* queries = reinterpret_cast<real*>(memory);
     real* buffers = queries + ROWS * STRIDE;
-    int block = blockIdx.x / (LIST_ROWS / ROWS), first = blockIdx.x % (LIST_ROWS / ROWS) * ROWS;
-    int head = blockIdx.y, group = head / (in.heads / in.kv_heads), t = threadIdx.x % 4, warp = threadIdx.x / 32;
+    int rows = rows_of_block(in.second), block = rows / (LIST_ROWS / ROWS), first = rows % (LIST_ROWS / ROWS) * ROWS;
+    int head = blockIdx.x, group = head / (in.heads / in.kv_heads), t = threadIdx.x % 4, warp = threadIdx.x / 32;
     int warp_row = first + warp * WARP_ROWS, end = in.list_starts[block + 1], width = in.width;
     i64 pitch = (i64)in.kv_heads * width, q_pitch = (i64)in.heads * width;
     const real *k = in.k + group * width, *v = in.v + group * width;
@@ -155,10 +163,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                   const int* __restrict__ block_rows, const int* __restrict__ list_starts,
                   const int* __restrict__ tile_lists, const int* __restrict__ tiles, const int* __restrict__ positions,
                   const int* __restrict__ lasts, int heads, int kv_heads, int width, float scale, int window, int ahead,
-                  int alibi, float cap) {
+                  int alibi, float cap, int second) {
     DYNAMIC_SHARED(memory);
     forward<1, TILE>(memory, {z, lse, q, k, v, cached_k, cached_v, block_rows, list_starts, tile_lists, tiles, positions,
-                              lasts, heads, kv_heads, width, window, ahead, alibi, scale, cap});
+                              lasts, heads, kv_heads, width, window, ahead, alibi, scale, cap, second});
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
@@ -167,11 +175,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                       const int* __restrict__ block_rows, const int* __restrict__ list_starts,
                       const int* __restrict__ tile_lists, const int* __restrict__ tiles, const int* __restrict__ positions,
                       const int* __restrict__ lasts, int heads, int kv_heads, int width, float scale, int window, int ahead,
-                      int alibi, float cap) {
+                      int alibi, float cap, int second) {
     DYNAMIC_SHARED(memory);
     if constexpr (ROWS_128)
         forward<2, 2 * TILE>(memory, {z, lse, q, k, v, cached_k, cached_v, block_rows, list_starts, tile_lists, tiles,
-                                      positions, lasts, heads, kv_heads, width, window, ahead, alibi, scale, cap});
+                                      positions, lasts, heads, kv_heads, width, window, ahead, alibi, scale, cap,
+                                      second});
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -205,13 +214,13 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                      const real* __restrict__ v, const int* __restrict__ block_rows, const int* __restrict__ list_starts,
                      const int* __restrict__ tile_lists, const int* __restrict__ tiles,
                      const int* __restrict__ positions, const int* __restrict__ lasts, int heads, int kv_heads,
-                     int width, float scale, int window, int ahead, int alibi, float cap) {
+                     int width, float scale, int window, int ahead, int alibi, float cap, int second) {
     DYNAMIC_SHARED(memory);
     real *queries = reinterpret_cast<real*>(memory), *gradients = queries + BLOCK_ROWS * STRIDE;
     real* buffers = gradients + BLOCK_ROWS * STRIDE;
     constexpr int BUFFER = 2 * BWD_STEP * STRIDE;
-    int block = blockIdx.x / (TILE / BLOCK_ROWS), first = blockIdx.x % (TILE / BLOCK_ROWS) * BLOCK_ROWS;
-    int head = blockIdx.y, group = head / (heads / kv_heads), warp = threadIdx.x / 32;
+    int at = rows_of_block(second), block = at / (TILE / BLOCK_ROWS), first = at % (TILE / BLOCK_ROWS) * BLOCK_ROWS;
+    int head = blockIdx.x, group = head / (heads / kv_heads), warp = threadIdx.x / 32;
     int warp_row = first + warp * 16, end = list_starts[block + 1];
     i64 pitch = (i64)kv_heads * width;
     q += head * width, d_z += head * width, d_q += head * width, k += group * width, v += group * width;
@@ -287,8 +296,12 @@ struct Keys {
     float scale, cap;
 };
 
-// COLUMNS of d_k, d_v [16, D] of the warp's keys, from `from` on, = over all heads of the group and all queries that see
-// them. The gradients that are not wanted are one fragment that nobody touches.
+// What a warp knows of its part of the work on keys lies beside these, where it takes no registers: its number, how many there are,
+// the place of the first in the workspace, and the first query.
+DEV int* part_of(const real* keys) { return reinterpret_cast<int*>(beside(keys, threadIdx.x / 32)); }
+
+// COLUMNS of d_k, d_v [16, D] of the warp's keys, from `from` on, = over a part of the steps: those of all queries that see
+// them, of one head of the group after the other. The gradients that are not wanted are one fragment that nobody touches.
 template <bool want_k, bool want_v>
 DEV void collect(float (&d_k)[1][want_k ? COLUMNS / 8 : 1][4], float (&d_v)[1][want_v ? COLUMNS / 8 : 1][4], const Keys& in,
                  const real* keys, const real* values, real* buffers, int first, Stretch seen_by, int from) {
@@ -305,9 +318,14 @@ DEV void collect(float (&d_k)[1][want_k ? COLUMNS / 8 : 1][4], float (&d_v)[1][w
     int warp_end = warp_max(max(until[0], until[1])), warp_all = -warp_max(max(-until[0], -until[1]));
     int warp_begin = -warp_max(max(-begin[0], -begin[1])), warp_all_from = warp_max(max(begin[0], begin[1]));
     float base2 = unit_of(in.scale) * LOG2_E;
-    // The queries of one head after the other.
-    struct { int head, query; } now = {(int)blockIdx.y * heads_of_group, seen_by.begin};
-    int end_head = now.head + heads_of_group;
+    struct { int head, query; } now = {(int)blockIdx.x * heads_of_group, seen_by.begin};
+    int steps = (seen_by.end - seen_by.begin + BWD_STEP - 1) / BWD_STEP, left = steps * heads_of_group;
+    if (part_of(keys)[1] > 1) {
+        i64 all = left, index = part_of(keys)[0], count = part_of(keys)[1];
+        int begin = (int)(all * index / count);
+        left = (int)(all * (index + 1) / count) - begin;
+        now = {now.head + begin / steps, now.query + begin % steps * BWD_STEP};
+    }
     auto fetch_step = [&](auto at, int stage) {
         int head = at.head, query = at.query;
         i64 offset = head * in.width, pitch = (i64)in.heads * in.width;
@@ -325,13 +343,13 @@ DEV void collect(float (&d_k)[1][want_k ? COLUMNS / 8 : 1][4], float (&d_v)[1][w
             *beside(to + BWD_STEP * STRIDE, threadIdx.x) = none ? 0.0f : in.delta[at];
         }
     };
-    if (now.query < seen_by.end) fetch_step(now, 0);
+    if (left > 0) fetch_step(now, 0);
     copy_commit();
-    for (int stage = 0; now.query < seen_by.end && now.head < end_head; stage ^= 1) {
+    for (int stage = 0; left > 0; stage ^= 1) {
         auto next = now;
         next.query += BWD_STEP;
-        if (next.query >= seen_by.end) next = {now.head + 1, seen_by.begin};
-        if (next.head < end_head) fetch_step(next, stage ^ 1);
+        if (next.query >= seen_by.end) next = {now.head + 1, part_of(keys)[3]};
+        if (--left > 0) fetch_step(next, stage ^ 1);
         copy_commit();
         copy_wait<1>();
         __syncthreads();
@@ -388,20 +406,29 @@ DEV void collect(float (&d_k)[1][want_k ? COLUMNS / 8 : 1][4], float (&d_v)[1][w
 extern "C" __global__ void __launch_bounds__(32 * WARPS, DKV_BLOCKS)
     attention_bwd_dkv(real* __restrict__ d_k, real* __restrict__ d_v, const float* __restrict__ delta,
                       const real* __restrict__ d_z, const float* __restrict__ lse, const real* __restrict__ q,
-                      const real* __restrict__ k, const real* __restrict__ v, const int* __restrict__ order,
-                      const int* __restrict__ begins, const int* __restrict__ ends, const int* __restrict__ positions,
-                      const int* __restrict__ lasts, int rows, int heads, int kv_heads, int width, float scale,
-                      int window, int ahead, int alibi, float cap) {
+                      const real* __restrict__ k, const real* __restrict__ v, const int* __restrict__ key_blocks,
+                      const int* __restrict__ order, const int* __restrict__ begins, const int* __restrict__ ends,
+                      const int* __restrict__ positions, const int* __restrict__ lasts, int rows,
+                      float* __restrict__ parts, int* __restrict__ tickets, int part_rows, int heads, int kv_heads,
+                      int width, float scale, int window, int ahead, int alibi, float cap, int second) {
+    constexpr int OF_TILE = TILE / BLOCK_ROWS, THREADS = 32 * WARPS;
     DYNAMIC_SHARED(memory);
     real *keys = reinterpret_cast<real*>(memory), *values = keys + BLOCK_ROWS * STRIDE;
     real* buffers = values + BLOCK_ROWS * STRIDE;
-    int first = blockIdx.x * BLOCK_ROWS, begin = rows, end = 0;
+    int at = rows_of_block(second), begin = rows, end = 0;
+    Part part = part_at(at / OF_TILE, key_blocks, (rows + TILE - 1) / TILE, heads / kv_heads, part_rows);
+    int first = key_blocks[2 * part.block] * TILE + at % OF_TILE * BLOCK_ROWS;
+    if (part.count == 0 || first >= rows) return;
     for (int i = first + threadIdx.x % 32; i < min(first + BLOCK_ROWS, rows); i += 32) {
         begin = min(begin, begins[i]);
         end = max(end, ends[i]);
     }
     Stretch seen_by = {-warp_max(-begin), warp_max(end)};
-    i64 pitch = (i64)kv_heads * width, offset = blockIdx.y * width;
+    int* note = part_of(keys);
+    if (threadIdx.x % 32 == 0)
+        note[0] = part.index, note[1] = part.count, note[2] = at - part.index * OF_TILE, note[3] = seen_by.begin;
+    __syncwarp();
+    i64 pitch = (i64)kv_heads * width, offset = blockIdx.x * width;
     fetch<BLOCK_ROWS>(keys, k + offset, order + first, rows - first, pitch, width);
     fetch<BLOCK_ROWS>(values, v + offset, order + first, rows - first, pitch, width);
     Keys in = {d_z,  q,    k,     v,        lse,   delta,  order, begins, ends,
@@ -412,21 +439,52 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, DKV_BLOCKS)
         store_rows(to + offset, sums, tile + own * STRIDE, scales, pitch, width, from,
                    [&](int r) { return first + own + r < rows ? order[first + own + r] : NO_ROW; });
     };
+    // Stores sums; of several parts, the last one to come stores those of all, added up in order.
+    auto finish = [&](real* to, int which, float(&sums)[1][COLUMNS / 8][4], real* tile, float scale, int from) {
+        int count = note[1];
+        if (count > 1) {
+            i64 block = (i64)note[2] * kv_heads + blockIdx.x, next = OF_TILE * kv_heads * 2 * PARTS * THREADS;
+            float4* kept = reinterpret_cast<float4*>(parts) + ((block * 2 + which) * PARTS + from / 8) * THREADS + threadIdx.x;
+#pragma unroll
+            for (int n = 0; n < COLUMNS / 8; n++)
+                kept[note[0] * next + n * THREADS] = make_float4(sums[0][n][0], sums[0][n][1], sums[0][n][2], sums[0][n][3]);
+            __threadfence();
+            __syncthreads();
+            int* ticket = tickets + (block * 2 + which) * (HEAD_DIM / COLUMNS) + from / COLUMNS;
+            int& is_last = reinterpret_cast<int*>(beside(values, 0))[0];
+            if (threadIdx.x == 0) {
+                is_last = atomicAdd(ticket, 1) == count - 1;
+                if (is_last) *ticket = 0;
+            }
+            __syncthreads();
+            if (!is_last) return;
+            __threadfence();
+#pragma unroll
+            for (int n = 0; n < COLUMNS / 8; n++) sums[0][n][0] = sums[0][n][1] = sums[0][n][2] = sums[0][n][3] = 0.0f;
+            for (int one = 0; one < count; one++)
+#pragma unroll
+                for (int n = 0; n < COLUMNS / 8; n++) {
+                    float4 x = load_fresh(kept + one * next + n * THREADS);
+                    sums[0][n][0] += x.x, sums[0][n][1] += x.y, sums[0][n][2] += x.z, sums[0][n][3] += x.w;
+                }
+        }
+        store(to, sums, tile, scale, from);
+    };
     if (HEAD_DIM <= 128) {
         float of_k[1][COLUMNS / 8][4] = {}, of_v[1][COLUMNS / 8][4] = {};
         collect<true, true>(of_k, of_v, in, keys, values, buffers, first, seen_by, 0);
-        store(d_k, of_k, keys, scale, 0);
-        store(d_v, of_v, values, 1.0f, 0);
+        finish(d_k, 0, of_k, keys, scale, 0);
+        finish(d_v, 1, of_v, values, 1.0f, 0);
     } else {
         // All sums of a wide head do not fit the registers: the scores are made again for each part.
 #pragma unroll 1
         for (int from = 0; from < HEAD_DIM; from += COLUMNS) {
             float none[1][1][4], of_v[1][COLUMNS / 8][4] = {}, of_k[1][COLUMNS / 8][4] = {};
             collect<false, true>(none, of_v, in, keys, values, buffers, first, seen_by, from);
-            store(d_v, of_v, buffers, 1.0f, from);
+            finish(d_v, 1, of_v, buffers, 1.0f, from);
             __syncthreads();  // before the buffers are filled again
             collect<true, false>(of_k, none, in, keys, values, buffers, first, seen_by, from);
-            store(d_k, of_k, buffers, scale, from);
+            finish(d_k, 0, of_k, buffers, scale, from);
             __syncthreads();
         }
     }

@@ -11,6 +11,40 @@ constexpr int PARTS = HEAD_DIM / 8;                        // C fragments of a r
 [[maybe_unused]] constexpr bool ROWS_128 = sizeof(real) == 2 && 128 % HEAD_DIM == 0 && !SOFTCAP;
 [[maybe_unused]] constexpr int NO_ROW = -0x7fffffff - 1, DKV_BLOCKS = STRIDE * (int)sizeof(real) <= 144 ? 3 : 1;  // a multiprocessor
 
+// Which rows a block works on, in the order of the tables. Blocks start in order, one on each multiprocessor and then, from
+// rows `second` on, a second one: of those, that with the least work comes beside that with the most.
+DEV int rows_of_block(int second) {
+    int at = blockIdx.y, third = min(2 * second, (int)gridDim.y);
+    return at >= second && at < third ? second + third - 1 - at : at;
+}
+
+// A part of what a block of keys collects: number `index` of `count`, of the block at `block` in the table.
+struct Part {
+    int block, index, count;
+};
+// Part `at` of all blocks one after another. A block has a part for each `part_rows` rows and heads that see it, or one where
+// that is 0; a count of 0 says that there are not so many.
+DEV Part part_at(int at, const int* key_blocks, int blocks, int heads_of_group, int part_rows) {
+    if (part_rows == 0) return {at, 0, 1};
+    const int2* table = reinterpret_cast<const int2*>(key_blocks);
+    int lane = threadIdx.x % 32;
+    for (int first = 0, before = 0; first < blocks; first += 32) {
+        int block = first + lane, count = 0;
+        if (block < blocks) count = (int)(((i64)table[block].y * heads_of_group + part_rows - 1) / part_rows);
+        int end = before + count;
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+            int below = __shfl_up_sync(WARP_ALL, end, distance);
+            if (lane >= distance) end += below - before;
+        }
+        int index = at - (end - count), found = index >= 0 && index < count;
+        count = warp_max(found ? count : 0);
+        if (count) return {warp_max(found ? block : 0), warp_max(found ? index : 0), count};
+        before = __shfl_sync(WARP_ALL, end, 31);
+    }
+    return {0, 0, 0};
+}
+
 // `count` rows of one head of each of `n` matrices into tiles one after another in shared memory: row i is row rows[i] of x, or
 // of the cache (`cached`), or none (also from `valid` on). A thread loads the indices of the rows that it copies a part
 // of (of wide heads in f32 one at a time: registers), then copies, so that no copy waits for its own load.

@@ -73,6 +73,14 @@ DEV float load_fresh(const float* p) {
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(p) : "memory");
     return x;
 }
+DEV float4 load_fresh(const float4* p) {
+    float4 x;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "l"(p)
+                 : "memory");
+    return x;
+}
 // 2^x, to 2 units in the last place.
 DEV float exp2_fast(float x) {
     float y;
@@ -113,6 +121,7 @@ DEV u32 pack(float low, float high, T) {
     return l.bits | (u32)h.bits << 16;
 }
 DEV float load_fresh(const float* p) { return *p; }
+DEV float4 load_fresh(const float4* p) { return *p; }
 DEV float exp2_fast(float x) { return exp2f(x); }
 
 #endif

@@ -214,8 +214,8 @@ pub struct PassSize {
     pub rows: usize,
     /// Label rows M; 0 where there is no backward.
     pub labels: usize,
-    /// Width of all query heads.
-    pub queries: usize,
+    /// Query heads, and the width of each.
+    pub heads: [usize; 2],
     /// Vocabulary V.
     pub vocab: usize,
     /// Rank of an adapted matrix; 0 for none.

@@ -141,7 +141,7 @@ pub fn pass_size(
     PassSize {
         rows,
         labels,
-        queries: config.q_width(),
+        heads: [config.num_attention_heads, config.head_dim],
         vocab: config.vocab_size,
         rank,
         adapted,

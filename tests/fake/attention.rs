@@ -1,25 +1,25 @@
-//! Which forward the attention takes, and that its results do not depend on it.
+//! Which forward the attention takes, that its results do not depend on it, and what keys collect from many rows.
 
 use llamaprobe::arch::Dtype;
-use llamaprobe::pack::{Label, PackBuilder, Parent, Token};
+use llamaprobe::backend::Backend;
+use llamaprobe::backend::cpu::Cpu;
 
 use super::ops::attention::Attention;
 use super::ops::cases::Case;
+use super::ops::device::{self, Given};
 use super::ops::naive::Precision;
 use super::ops::parity::{Expected, rounded};
-use super::ops::{device, normal, packs};
-use super::{Cpu, child, cuda, on_fake};
+use super::ops::{normal, packs};
+use super::{child, cuda, on_fake};
 
 const ROWS: usize = 1024;
-const HEADS: usize = 16;
+const HEADS: usize = 32;
 const WIDTH: usize = 16;
 
 /// z and lse of so many heads of one sequence, the first of them the head `first` of all.
 fn attention(first: usize, heads: usize) -> Vec<Vec<f64>> {
     let mut b = cuda::device(Dtype::BF16).expect("the fake driver's device");
-    let mut builder = PackBuilder::default();
-    builder.push(&vec![Token::Id(0); ROWS], Parent::None, None, Label::Text);
-    let op = Attention { pack: builder.build(), cached: vec![], dims: packs::heads(heads, heads, WIDTH, None) };
+    let op = Attention { pack: packs::flat(&[ROWS]), cached: vec![], dims: packs::heads(heads, heads, WIDTH, None) };
     let inputs = [1, 2, 3].map(|seed| {
         let all = normal(seed, ROWS * HEADS * WIDTH);
         let rows = all.chunks(HEADS * WIDTH).flat_map(|row| &row[first * WIDTH..(first + heads) * WIDTH]);
@@ -86,4 +86,28 @@ fn hopper_is_used_where_it_is_asked_for_and_worth_it() {
         let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
         assert_eq!(out.status.success(), succeeds, "LLAMAPROBE_HOPPER={asked}, {failing} fails:\n{said}");
     }
+}
+
+/// The gradients of one sequence's keys and values, which more rows and heads see than one block of the device collects from.
+fn key_gradients(b: &mut impl Backend) -> Vec<f64> {
+    let op = Attention { pack: packs::flat(&[1100]), cached: vec![], dims: packs::heads(2, 1, WIDTH, None) };
+    let case = Case::new("long", op);
+    let given = Given { inputs: &case.inputs, d_outputs: &case.d_outputs, start: &case.zeros(), accumulate: false };
+    device::backward(b, &case.op, &given)[1..3].iter().flatten().flatten().copied().collect()
+}
+
+#[test]
+#[ignore = "started on the fake driver"]
+fn keys_in_parts() {
+    let mut b = cuda::device(Dtype::F32).expect("the fake driver's device");
+    let (found, expected) = (key_gradients(&mut b), key_gradients(&mut Cpu::<f32>::new(Dtype::F32)));
+    let scale = expected.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+    let far = |(a, b): (&f64, &f64)| (a - b).abs() > 1e-5 * scale;
+    assert_eq!(found.iter().zip(&expected).filter(|&two| far(two)).count(), 0, "of {}", expected.len());
+    assert_eq!(found, key_gradients(&mut b), "the same bits again");
+}
+
+#[test]
+fn keys_that_many_rows_see_collect_from_all_of_them() {
+    child("attention::keys_in_parts");
 }

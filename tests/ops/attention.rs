@@ -247,16 +247,15 @@ impl Operation for Attention {
         let (n, blocks, parts) = (pack.len(), forest.list_starts.len() - 1, 4 / warps);
         let [q, k, v, cached_k, cached_v] = [0, 1, 2, 3, 4].map(|i| At(r.tape.compute(&case.inputs[i])));
         let [cached_k, cached_v] = if cached.is_empty() { [k, v] } else { [cached_k, cached_v] };
-        let Forest { block_rows, list_starts, tile_lists, pair_starts, pair_lists, tiles, order, begins, ends, lasts } =
-            forest;
-        let pairs = [pair_starts, pair_lists].map(|list| At(r.tape.ints(&list)));
-        let queries = [block_rows, list_starts, tile_lists, tiles].map(|list| At(r.tape.ints(&list)));
-        let keys = [order, begins, ends].map(|list| At(r.tape.ints(&list)));
-        let positions = [list(pack.positions()), lasts].map(|list| At(r.tape.ints(&list)));
+        let [most, count] = forest.key_parts(dims.group());
+        let pairs = [forest.pair_starts, forest.pair_lists].map(|list| At(r.tape.ints(&list)));
+        let mut ints = |lists: [Vec<i32>; 4]| lists.map(|list| At(r.tape.ints(&list)));
+        let queries = ints([forest.block_rows, forest.list_starts, forest.tile_lists, forest.tiles]);
+        let keys = ints([forest.key_blocks.concat(), forest.order, forest.begins, forest.ends]);
+        let positions = [list(pack.positions()), forest.lasts].map(|list| At(r.tape.ints(&list)));
         let [behind, ahead] = self.reach().map(Int);
-        let sizes =
-            [Int(heads), Int(kv_heads), Int(head_dim), Float(scale), behind, ahead, Int(dims.alibi_base()), self.cap()];
-
+        let (alibi, second) = (Int(dims.alibi_base()), Int(2));
+        let sizes = [Int(heads), Int(kv_heads), Int(head_dim), Float(scale), behind, ahead, alibi, self.cap(), second];
         let z = At(r.output(0, n * heads * head_dim, Role::Compute));
         let lse = At(r.output(1, n * heads, Role::Acc));
         let args = [&[z, lse, q, k, v, cached_k, cached_v], &queries[..], &positions, &sizes].concat();
@@ -270,30 +269,31 @@ impl Operation for Attention {
             return true;
         }
         let shared = r.build.shared("attention_fwd", dtype);
-        r.tape.launch("attention_fwd", [blocks * parts, heads, 1], 32 * warps, shared, &args);
+        r.tape.launch("attention_fwd", [heads, blocks * parts, 1], 32 * warps, shared, &args);
         if r.build.has_long_blocks(dtype) {
             let again = [At(r.output(0, n * heads * head_dim, Role::Compute)), At(r.output(1, n * heads, Role::Acc))];
             let (blocks, [rows, _, _, tiles]) = (blocks.div_ceil(2), queries);
             let queries = [rows, pairs[0], pairs[1], tiles];
             let args = [&again[..], &[q, k, v, cached_k, cached_v], &queries[..], &positions, &sizes].concat();
             let shared = r.build.shared("attention_fwd_128", dtype);
-            r.tape.launch("attention_fwd_128", [blocks * parts, heads, 1], 32 * warps, shared, &args);
+            r.tape.launch("attention_fwd_128", [heads, blocks * parts, 1], 32 * warps, shared, &args);
         }
         if !cached.is_empty() {
             return true;
         }
         let delta = At(r.tape.acc(&vec![FILL; n * heads]));
         let d_z_rounded = At(r.tape.compute(&vec![FILL; n * heads * head_dim]));
-        let d_z = At(r.tape.acc(&case.d_outputs[0]));
-        let args = [delta, d_z_rounded, d_z, z, Int(n), Int(heads), Int(head_dim)];
+        let args = [delta, d_z_rounded, At(r.tape.acc(&case.d_outputs[0])), z, Int(n), Int(heads), Int(head_dim)];
         r.run("attention_bwd_delta", rows((n * heads).div_ceil(8)), &args);
         let shared = r.build.shared("attention_bwd_dq", dtype);
         let [d_q, d_k, d_v] = [0, 1, 2].map(|i| At(r.output(2 + i, case.inputs[i].len(), Role::Compute)));
         let saved: [Arg; 6] = [delta, d_z_rounded, lse, q, k, v];
         let args = [&[d_q], &saved[..], &queries, &positions, &sizes].concat();
-        r.tape.launch("attention_bwd_dq", [blocks * parts, heads, 1], 32 * warps, shared, &args);
-        let args = [&[d_k, d_v], &saved[..], &keys, &positions, &[Int(n)], &sizes].concat();
-        r.tape.launch("attention_bwd_dkv", [n.div_ceil(16 * warps), kv_heads, 1], 32 * warps, shared, &args);
+        r.tape.launch("attention_bwd_dq", [heads, blocks * parts, 1], 32 * warps, shared, &args);
+        let sums = At(r.tape.acc(&vec![FILL; count * kv_heads * 2 * tables::TILE * r.build.head_dim]));
+        let tickets = At(r.tape.ints(&vec![0; 4 * count * parts * kv_heads]));
+        let args = [&[d_k, d_v], &saved[..], &keys, &positions, &[Int(n), sums, tickets, Int(most)], &sizes].concat();
+        r.tape.launch("attention_bwd_dkv", [kv_heads, count * parts, 1], 32 * warps, shared, &args);
         true
     }
 

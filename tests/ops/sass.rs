@@ -1,10 +1,11 @@
 //! What a disassembled kernel (`cuobjdump -sass`) does on its main path, and how many of its blocks a multiprocessor holds.
 //!
-//! The main loop is the one with the most tensor-core products. Its main path is the shortest way, forward only, from its
+//! The main loop is the one with the most tensor-core products through all of which there is a way. Its main path is the shortest way, forward only, from its
 //! first instruction through all products, all asynchronous copies and as many loads of vectors as lie on one way, to its
 //! last: what a warp issues where no element is masked and every address is aligned. Kernels without products are taken
 //! from their first instruction through their accesses of vectors to the last of those.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 
 /// One instruction.
@@ -130,13 +131,14 @@ impl Listing {
         self.0.iter().enumerate().filter_map(back).collect()
     }
 
-    /// The loop with the most products, the shortest of those with as many; with products of warpgroups, whose first and last steps
-    /// stand outside of it, the shortest of all.
-    fn main_loop(&self) -> Option<(usize, usize)> {
+    /// The loops with products: those with the most first, of those with as many the shortest; with products of warpgroups, whose first
+    /// and last steps stand outside of the main one, the shortest of all.
+    fn product_loops(&self) -> Vec<(usize, usize)> {
         let products = |&(from, to): &(usize, usize)| self.0[from..=to].iter().filter(|i| i.is_product()).count();
-        let with = self.loops().into_iter().filter(|range| products(range) > 0);
+        let mut with: Vec<_> = self.loops().into_iter().filter(|range| products(range) > 0).collect();
         let groups = self.count("HGMMA") > 0;
-        with.max_by_key(|range| (if groups { 0 } else { products(range) }, usize::MAX - (range.1 - range.0)))
+        with.sort_by_key(|range| (Reverse(if groups { 0 } else { products(range) }), range.1 - range.0));
+        with
     }
 
     /// The shortest way forward between two instructions, without the first.
@@ -188,17 +190,22 @@ impl Listing {
     /// The main path, in whose loops every copy is issued until there were `copies`.
     ///
     /// # Panics
-    /// If no way leads through all products and copies of the main loop.
+    /// If no way leads through all products and copies of any loop with products.
     pub fn path(&self, copies: usize) -> Path {
-        let main = self.main_loop();
-        let last = self.0.iter().rposition(Instruction::is_vector_access);
-        let Some((from, to)) = main.or(last.map(|last| (0, last))) else { return Path::default() };
-        let must = |i: &Instruction| main.is_some() && (i.is_product() || i.is("LDGSTS"));
-        let path = self.through(from, to, must).expect("a way through all products and copies");
+        // What is moved behind a kernel's end, and jumps back from there, is no loop: no way leads through.
+        let (loops, must) = (self.product_loops(), |i: &Instruction| i.is_product() || i.is("LDGSTS"));
+        let main = loops.iter().find_map(|&(from, to)| Some(((from, to), self.through(from, to, must)?)));
+        assert!(main.is_some() || loops.is_empty(), "a way through all products and copies");
+        let whole = || {
+            let last = self.0.iter().rposition(Instruction::is_vector_access)?;
+            Some(((0, last), self.through(0, last, |_| false).expect("a way through all accesses")))
+        };
+        let has_products = main.is_some();
+        let Some(((from, to), path)) = main.or_else(whole) else { return Path::default() };
         let of = |name: &str| path.iter().filter(|&&i| self.0[i].is(name)).count();
         let products = path.iter().filter(|&&i| self.0[i].is_product()).count();
-        let (loads, waits) = self.in_flight(&path, main.is_some());
-        let more = if main.is_some() { self.turns(&path, (from, to), copies) } else { 0 };
+        let (loads, waits) = self.in_flight(&path, has_products);
+        let more = if has_products { self.turns(&path, (from, to), copies) } else { 0 };
         let [matrices, sites] = ["LDSM", "LDGSTS"].map(of);
         Path { instructions: path.len() + more, products, matrices, copies: sites, loads, waits }
     }

@@ -80,16 +80,21 @@ fn build(subject: &Subject, mode: Mode, plant: Option<&str>) -> Machine {
     Machine::new(&subject.files, subject.dtype, mode, &macros)
 }
 
-/// Runs a subject under all schedules; what is wrong, by schedule.
+/// Runs a subject under all schedules; what is wrong, by schedule, and where bits are not those of the first.
 fn schedules(subject: &Subject, plant: Option<&str>) -> Vec<Vec<String>> {
     let machine = build(subject, Mode::Plain, plant);
     let (tape, outputs, cases) = record(subject);
     let wanted = expected(cases, subject.dtype);
-    let run = |&schedule: &_| match machine.run(&tape, schedule) {
-        Ok(run) => compare(&tape, &outputs, &wanted, &run),
-        Err(said) => vec![said],
+    let runs: Vec<_> = SCHEDULES.par_iter().map(|&schedule| machine.run(&tape, schedule)).collect();
+    let wrong = |run: &Result<Vec<Vec<u8>>, String>| match run {
+        Err(said) => vec![said.clone()],
+        Ok(buffers) => {
+            let mut wrong = compare(&tape, &outputs, &wanted, buffers);
+            wrong.extend((*run != runs[0]).then(|| "other bits than those of the first schedule".to_string()));
+            wrong
+        }
     };
-    SCHEDULES.par_iter().map(run).collect()
+    runs.par_iter().map(wrong).collect()
 }
 
 fn proves(subject: &Subject) {

@@ -61,6 +61,8 @@ pub struct Forest {
     pub pair_starts: Vec<i32>,
     pub pair_lists: Vec<i32>,
     pub tiles: Vec<i32>,
+    /// In descending order: no kernel asks for one.
+    pub key_blocks: Vec<[i32; 2]>,
     pub order: Vec<i32>,
     pub begins: Vec<i32>,
     pub ends: Vec<i32>,
@@ -80,6 +82,12 @@ impl Forest {
         [forest.pair_starts, forest.pair_lists] = forest.lists(pack, cached, 2 * TILE, &mut ids);
         forest.block_rows.clone_from(&forest.order);
         forest.block_rows.resize(forest.order.len().next_multiple_of(2 * TILE), NO_ROW);
+        for block in (0..pack.len().div_ceil(TILE)).rev() {
+            let keys = block * TILE..pack.len().min((block + 1) * TILE);
+            let sees = |row: &i32| keys.clone().any(|key| (forest.begins[key]..forest.ends[key]).contains(row));
+            let seen_by = (0..pack.len() as i32).filter(sees).count();
+            forest.key_blocks.push([block as i32, seen_by as i32]);
+        }
         for segment in pack.segments() {
             let end = segment.position + segment.rows.len();
             let last = |row| if pack.is_bidirectional() { end as i32 - 1 } else { pack.positions()[row] as i32 };
@@ -123,6 +131,16 @@ impl Forest {
         }
         starts.push(lists.len() as i32 / 4);
         [starts, lists]
+    }
+
+    /// Rows and heads that a part of the work on a block of keys is for, 0 for all, and the number of parts, one to spare among them.
+    pub fn key_parts(&self, group: usize) -> [usize; 2] {
+        const ROWS: usize = 40;
+        let parts = |&[_, seen_by]: &[i32; 2]| (seen_by as usize * group).div_ceil(ROWS);
+        match self.key_blocks.len() {
+            1 => [0, 1],
+            _ => [ROWS, self.key_blocks.iter().map(parts).sum::<usize>() + 1],
+        }
     }
 
     fn descend(&mut self, pack: &Pack, g: usize) {

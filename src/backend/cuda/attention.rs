@@ -1,11 +1,11 @@
 //! Attention over the forest.
 
 use super::Cuda;
+use super::balance::{Parts, most_shared, pairs_are_worth_it, second_row};
 use super::forest::{self, BLOCK_ROWS};
 use super::geometry::{blocks, blocks2};
-use super::launch::{Arg, Kernel, LaunchDims, acc, compute, compute_ptr, float, int, table};
-use super::memory::DevicePtr;
-use super::pack::DeviceTables;
+use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_ptr, compute, compute_ptr, float, int, table};
+use super::pack::{DeviceQueryBlocks, DeviceTables};
 use super::variant::{Heads, LONG_BLOCK, Variant};
 use crate::Error;
 use crate::backend::DevicePack;
@@ -18,8 +18,8 @@ const FILE: &str = "attention";
 const HOPPER: &str = "attention_hopper";
 /// A distance beyond every position, to which a position can be added.
 const FAR: usize = 1 << 30;
-/// Schedulers of warps of a large device: four in each of an H100's multiprocessors, in round numbers.
-const SCHEDULERS: usize = 512;
+/// Fewest tickets that there is memory for.
+const TICKETS: usize = 1024;
 /// Widest heads that there are kernels for.
 const MAX_HEAD_DIM: usize = 256;
 
@@ -38,8 +38,8 @@ fn cap(dims: AttentionDims) -> Arg {
 }
 
 /// The arguments that say which keys some query blocks see.
-fn tile_lists(pack: &DeviceTables, [rows, starts, lists, tiles]: [DevicePtr; 4]) -> [Arg; 6] {
-    [rows, starts, lists, tiles, pack.positions(), pack.lasts()].map(table)
+fn tile_lists(pack: &DeviceTables, blocks: DeviceQueryBlocks) -> Vec<Arg> {
+    [&blocks.tables()[..], &[pack.tiles(), pack.positions(), pack.lasts()].map(table)].concat()
 }
 
 /// The arguments that say what heads there are.
@@ -63,6 +63,25 @@ fn dims_args(pack: &DeviceTables, dims: AttentionDims) -> [Arg; 8] {
     [heads, kv_heads, head_dim, float(dims.scale), behind, ahead, int(dims.alibi_base()), cap(dims)]
 }
 
+/// Bytes of the sums that a part of the work on 64 keys leaves: gradients of keys and values.
+fn part_bytes(head_dim: usize) -> usize {
+    2 * BLOCK_ROWS * head_dim * size_of::<f32>()
+}
+
+/// Number of tickets for so many parts; few sizes, so that they seldom move. A part of 64 keys may be four blocks, with two tickets for
+/// each of two gradients.
+fn tickets(parts: usize) -> usize {
+    (16 * parts).next_power_of_two().max(TICKETS)
+}
+
+/// Most bytes of the sums that parts leave, and of their tickets, in a pass of so many rows with so many heads of some width. None
+/// where there are no parts.
+pub fn key_parts_bytes(rows: usize, [heads, head_dim]: [usize; 2]) -> Option<[usize; 2]> {
+    let parts = most_shared(rows, heads);
+    let bytes = [parts * part_bytes(head_dim.next_multiple_of(16)), tickets(parts) * size_of::<i32>()];
+    (parts > 0).then_some(bytes)
+}
+
 impl Cuda {
     /// Whether there are kernels for the head width; an error is kept if not.
     fn supports(&mut self, head_dim: usize) -> bool {
@@ -78,19 +97,36 @@ impl Cuda {
         Variant::new(heads(dims), self.cx.dtype.size())
     }
 
-    /// The launch of the query blocks, given their shared memory.
-    fn query_dims(&self, pack: &DeviceTables, dims: AttentionDims, shared: usize) -> LaunchDims {
-        let warps = self.variant(dims).warps;
-        let parts = BLOCK_ROWS / (16 * warps);
-        LaunchDims { grid: blocks2(pack.block_count() * parts, dims.heads), block: 32 * warps as u32, shared }
+    /// The argument that says which blocks of a grid of so many heads are a multiprocessor's second ones.
+    fn second(&self, heads: usize) -> Arg {
+        int(second_row(self.cx.device.multiprocessors(), heads))
     }
 
-    /// Pairs of query blocks, if the forward is to take them as blocks of 128 rows: there is such a build, their rows see much in
-    /// common, and there is a warp of 32 rows for each of a large device's schedulers.
-    fn long_blocks(&self, pack: &DeviceTables, dims: AttentionDims) -> Option<[DevicePtr; 4]> {
-        let enough = pack.len() * dims.heads >= 32 * SCHEDULERS;
+    /// A launch of so many blocks for each of `heads`, given their shared memory.
+    fn block_dims(&self, count: usize, heads: usize, dims: AttentionDims, shared: usize) -> LaunchDims {
+        let warps = self.variant(dims).warps;
+        let parts = BLOCK_ROWS / (16 * warps);
+        LaunchDims { grid: blocks2(heads, count * parts), block: 32 * warps as u32, shared }
+    }
+
+    /// The arguments that say what parts of the work on keys there are: where they leave their sums, their tickets, and rows of a
+    /// part. None after an error.
+    fn key_parts(&mut self, parts: Option<Parts>, dims: AttentionDims) -> Option<[Arg; 3]> {
+        let Some(Parts { rows, shared, .. }) = parts else {
+            return Some([Arg::null(Param::Acc), Arg::null(Param::Table), int(0)]);
+        };
+        let blocks = shared * dims.kv_heads;
+        let sums = self.cx.scratch("attention sums", blocks * part_bytes(self.variant(dims).head_dim))?;
+        // Every launch leaves them as it found them.
+        let tickets = self.cx.cached_list("attention tickets", &vec![0; tickets(blocks)])?;
+        Some([acc_ptr(sums), table(tickets), int(rows)])
+    }
+
+    /// Blocks of 128 rows, if the forward is to take them: there is such a build, their rows see much in common, and it ends sooner.
+    fn long_blocks(&self, pack: &DeviceTables, dims: AttentionDims) -> Option<DeviceQueryBlocks> {
         let built = self.variant(dims).has_long_blocks(self.cx.dtype.size());
-        pack.query_block_pairs().filter(|_| enough && built)
+        let sooner = |pairs: &DeviceQueryBlocks| pairs_are_worth_it(pairs.load, pack.query_blocks().load, dims.heads);
+        pack.query_block_pairs().filter(|pairs| built && sooner(pairs))
     }
 }
 
@@ -104,9 +140,8 @@ struct Forward {
 impl Cuda {
     /// The forward for compute capability 9.0, if it is to be used: there is such a build, and much of what it multiplies is seen.
     fn hopper_forward(&self, pack: &DeviceTables, dims: AttentionDims) -> Option<Forward> {
-        let (multiprocessors, tables) = (self.hopper?, pack.query_block_pairs()?);
-        let (pairs, size) = (pack.pairs_for_warpgroups()?, self.cx.dtype.size());
-        let works = pairs * dims.heads;
+        let (multiprocessors, pairs) = (self.hopper?, pack.pairs_for_warpgroups()?);
+        let (works, size) = (pairs.count * dims.heads, self.cx.dtype.size());
         if !Variant::has_hopper(heads(dims), size) || works < multiprocessors {
             return None;
         }
@@ -114,25 +149,19 @@ impl Cuda {
         let shared = self.variant(dims).hopper_shared(size);
         let launch = LaunchDims { grid: blocks(multiprocessors), block: 384, shared };
         let ([behind, ahead], alibi) = (reach(pack, dims.window).map(int), int(dims.alibi_base()));
-        let sizes = [int(pairs), int(dims.heads), int(dims.kv_heads), float(dims.scale), behind, ahead, alibi];
-        let args = [&tile_lists(pack, tables)[..], &sizes].concat();
+        let sizes = [int(pairs.count), int(dims.heads), int(dims.kv_heads), float(dims.scale), behind, ahead, alibi];
+        let args = [&tile_lists(pack, pairs)[..], &sizes].concat();
         Some(Forward { kernel, launch, args })
     }
 
     fn forward(&self, pack: &DeviceTables, dims: AttentionDims) -> Forward {
         let (variant, size, arch) = (self.variant(dims), self.cx.dtype.size(), self.cx.device.arch());
-        let (name, blocks, launch) = match self.long_blocks(pack, dims) {
-            Some(pairs) => {
-                let grid = blocks2(pack.block_count().div_ceil(2), dims.heads);
-                let shared = variant.fwd_shared(LONG_BLOCK, size, arch);
-                ("attention_fwd_128", pairs, LaunchDims { grid, block: 32 * variant.warps as u32, shared })
-            }
-            None => {
-                let shared = variant.fwd_shared(16 * variant.warps, size, arch);
-                (AttentionFwd::<Self>::NAME, pack.query_blocks(), self.query_dims(pack, dims, shared))
-            }
+        let (name, blocks, block_rows) = match self.long_blocks(pack, dims) {
+            Some(pairs) => ("attention_fwd_128", pairs, LONG_BLOCK),
+            None => (AttentionFwd::<Self>::NAME, pack.query_blocks(), 16 * variant.warps),
         };
-        let args = [&tile_lists(pack, blocks)[..], &dims_args(pack, dims)].concat();
+        let launch = self.block_dims(blocks.count, dims.heads, dims, variant.fwd_shared(block_rows, size, arch));
+        let args = [&tile_lists(pack, blocks)[..], &dims_args(pack, dims), &[self.second(dims.heads)]].concat();
         Forward { kernel: kernel(name, dims), launch, args }
     }
 }
@@ -166,19 +195,21 @@ impl AttentionOps for Cuda {
         let launch = LaunchDims::new(blocks((rows * dims.heads).div_ceil(8)));
         self.cx.launch(name, kernel("attention_bwd_delta", dims), launch, &args);
         let saved = [acc(op.delta), compute_ptr(rounded), acc(op.lse), compute(op.q), compute(op.k), compute(op.v)];
-        let args =
-            [&[compute(op.d_q)], &saved[..], &tile_lists(op.pack, op.pack.query_blocks()), &dims_args(op.pack, dims)]
-                .concat();
-        let variant = self.variant(dims);
-        let shared = variant.bwd_shared(size);
-        let launch = self.query_dims(op.pack, dims, shared);
+        let (queries, sizes) = (op.pack.query_blocks(), dims_args(op.pack, dims));
+        let args = [&[compute(op.d_q)], &saved[..], &tile_lists(op.pack, queries), &sizes, &[self.second(dims.heads)]];
+        let args = args.concat();
+        let shared = self.variant(dims).bwd_shared(size);
+        let launch = self.block_dims(queries.count, dims.heads, dims, shared);
         self.cx.launch(name, kernel("attention_bwd_dq", dims), launch, &args);
         let [begins, ends] = op.pack.seen_by();
-        let order = [op.pack.order(), begins, ends, op.pack.positions(), op.pack.lasts()].map(table);
-        let args =
-            [&[compute(op.d_k), compute(op.d_v)], &saved[..], &order, &[int(rows)], &dims_args(op.pack, dims)].concat();
-        let grid = blocks2(rows.div_ceil(16 * variant.warps), dims.kv_heads);
-        let launch = LaunchDims { grid, block: 32 * variant.warps as u32, shared };
+        let order =
+            [op.pack.key_blocks(), op.pack.order(), begins, ends, op.pack.positions(), op.pack.lasts()].map(table);
+        let parts = op.pack.key_load().parts(dims.heads, dims.kv_heads);
+        let Some(workspace) = self.key_parts(parts, dims) else { return };
+        let sizes = [&[int(rows)], &workspace[..], &sizes, &[self.second(dims.kv_heads)]].concat();
+        let args = [&[compute(op.d_k), compute(op.d_v)], &saved[..], &order, &sizes].concat();
+        let count = parts.map_or(rows.div_ceil(BLOCK_ROWS), |parts| parts.count);
+        let launch = self.block_dims(count, dims.kv_heads, dims, shared);
         self.cx.launch(name, kernel("attention_bwd_dkv", dims), launch, &args);
     }
 

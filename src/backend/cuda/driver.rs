@@ -32,6 +32,7 @@ pub struct Device {
     id: DeviceId,
     /// Compute capability, such as `(9, 0)`.
     arch: (i32, i32),
+    multiprocessors: usize,
     stream: Arc<CudaStream>,
     copy_stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
@@ -86,11 +87,13 @@ impl Device {
             let found = format!("compute capability {}.{}, needs 8.0 or newer", arch.0, arch.1);
             return Err(error(&name, "start", &found));
         }
+        let multiprocessors = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(multiprocessors).map_err(fail)? as usize;
         // SAFETY: events are tracked for cudarc's slices only, of which none is ever made here.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(fail)?;
         let copy_stream = context.new_stream().map_err(fail)?;
-        Ok(Arc::new(Self { name, id: DeviceId::next(), arch, stream, copy_stream, context }))
+        Ok(Arc::new(Self { name, id: DeviceId::next(), arch, multiprocessors, stream, copy_stream, context }))
     }
 
     /// Such as `cuda:0`.
@@ -108,13 +111,9 @@ impl Device {
         self.arch
     }
 
-    /// Number of multiprocessors.
-    ///
-    /// # Errors
-    /// Of the driver.
-    pub fn multiprocessors(&self) -> Result<usize> {
-        let count = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        Ok(self.check("start", self.context.attribute(count))? as usize)
+    /// Number of its multiprocessors.
+    pub fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     /// The context, to make events and modules in.

@@ -1,5 +1,6 @@
 //! The forest as the attention's kernels read it (see the head of `kernels/attention.cu`). Pure functions.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -14,7 +15,7 @@ pub const BLOCK_ROWS: usize = 64;
 const MAX_TILES: usize = 8;
 /// Instructions of the forward for as many rows and keys with 16 rows a warp, and with 32 (`tests/counts/compiled.csv`, bf16, width
 /// 128, sm_90a).
-const PAIR_COST: [usize; 2] = [557, 449];
+pub const PAIR_COST: [usize; 2] = [557, 449];
 /// Rows of a warpgroup, and the share of useful products from which on whole tiles for all of them cost less than the same tiles for
 /// warps of 32 rows: an estimate, since no GPU has measured it.
 const WARPGROUP_ROWS: usize = 64;
@@ -25,19 +26,16 @@ pub const NO_ROW: i32 = i32::MIN;
 /// The tables of one pack.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forest {
-    /// The rows of each query block `[blocks, 64]`, or [`NO_ROW`].
-    pub block_rows: Vec<i32>,
-    /// Where the tile list of each query block begins, and the end `[blocks + 1]`.
-    pub tile_list_starts: Vec<i32>,
-    /// `{tile, position of its first key, first block row that sees it, end of the block rows}`, in each list ascending by
-    /// position.
-    pub tile_lists: Vec<[i32; 4]>,
-    /// The same of two query blocks that follow one another, as one of 128 rows; none where rows of such blocks see too little
-    /// in common.
-    pub pairs: Option<Pairs>,
+    /// The query blocks.
+    pub blocks: QueryBlocks,
+    /// The same of two query blocks that follow one another in the order of the rows, as one of 128 rows; none where rows of such
+    /// blocks see too little in common.
+    pub pairs: Option<QueryBlocks>,
     /// The key rows at 64 consecutive positions of a path `[tiles, 64]`: of the pack, `-(r + 1)` for row `r` of the
     /// cache, or [`NO_ROW`].
     pub tiles: Vec<i32>,
+    /// Which 64 rows of `order` each block of keys is, and how many rows see any of them, the most first `[ceil(N / 64)]`.
+    pub key_blocks: Vec<[i32; 2]>,
     /// The rows in depth-first order `[N]`.
     pub order: Vec<i32>,
     /// Row `order[j]` sees row `order[i]` if `begins[i] <= j < ends[i]` `[N]`.
@@ -48,90 +46,122 @@ pub struct Forest {
     pub lasts: Vec<i32>,
 }
 
-/// Tile lists of blocks of two query blocks each.
+/// Blocks of queries, those with the longest tile lists first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pairs {
-    /// Where the tile list of each pair begins, and the end `[pairs + 1]`.
+pub struct QueryBlocks {
+    /// The rows of each `[blocks, 64 or 128]`, or [`NO_ROW`].
+    pub rows: Vec<i32>,
+    /// Where the tile list of each begins, and the end `[blocks + 1]`.
     pub tile_list_starts: Vec<i32>,
-    /// As [`Forest::tile_lists`], with block rows up to 128.
+    /// `{tile, position of its first key, first block row that sees it, end of the block rows}`, in each list ascending by
+    /// position.
     pub tile_lists: Vec<[i32; 4]>,
     /// Whether warpgroups of 64 rows may take whole tiles: of the rows and keys that they multiply, enough see each other.
     pub by_warpgroups: bool,
 }
 
-impl Pairs {
-    fn new(forest: &Forest) -> Self {
-        let mut pairs = Self::default();
-        let blocks = forest.tile_list_starts.len() - 1;
-        let list = |block: usize| {
-            let at = |i: usize| forest.tile_list_starts[i.min(blocks)] as usize;
-            &forest.tile_lists[at(block)..at(block + 1)]
-        };
-        for block in (0..blocks).step_by(2) {
-            let start = pairs.tile_lists.len();
-            pairs.tile_list_starts.push(entry(start));
-            pairs.tile_lists.extend_from_slice(list(block));
-            let rows = &forest.block_rows[block * BLOCK_ROWS..][..BLOCK_ROWS];
-            let filled = entry(rows.iter().take_while(|&&row| row != NO_ROW).count());
-            for &[tile, position, first, end] in list(block + 1) {
-                let (first, end) = (first + entry(BLOCK_ROWS), end + entry(BLOCK_ROWS));
-                // Behind the last row of the first block nobody sees anything.
-                let goes_on = |listed: &&mut [i32; 4]| listed[0] == tile && listed[3] == filled;
-                let listed = pairs.tile_lists[start..].iter_mut().find(goes_on);
-                match listed.filter(|_| first == entry(BLOCK_ROWS)) {
-                    Some(listed) => listed[3] = end,
-                    None => pairs.tile_lists.push([tile, position, first, end]),
-                }
-            }
-            pairs.tile_lists[start..].sort_by_key(|listed| (listed[1], listed[2]));
+impl QueryBlocks {
+    /// Those of so many rows each, in this order.
+    fn new(mut blocks: Vec<Block>, block_rows: usize) -> Self {
+        blocks.sort_by_key(|block| Reverse(block.tiles.len()));
+        let mut all = Self::default();
+        for Block { rows, tiles } in blocks {
+            all.rows.extend(rows);
+            all.rows.resize(all.rows.len().next_multiple_of(block_rows), NO_ROW);
+            all.tile_list_starts.push(entry(all.tile_lists.len()));
+            all.tile_lists.extend(tiles);
         }
-        pairs.tile_list_starts.push(entry(pairs.tile_lists.len()));
-        let computed = computed(forest, &pairs.tile_list_starts, &pairs.tile_lists, 2 * BLOCK_ROWS, WARPGROUP_ROWS);
-        let seen: usize = forest.lasts.iter().map(|&last| last as usize + 1).sum();
-        pairs.by_warpgroups = seen as f64 >= LEAST_USEFUL * (computed * BLOCK_ROWS) as f64;
-        pairs
+        all.tile_list_starts.push(entry(all.tile_lists.len()));
+        all
+    }
+
+    /// The tile list of each block.
+    pub fn lists(&self) -> impl Iterator<Item = &[[i32; 4]]> {
+        self.tile_list_starts.windows(2).map(|list| &self.tile_lists[list[0] as usize..list[1] as usize])
+    }
+
+    /// Pairs of a row and a key that a kernel computes, seen or not, in units of a tile's keys: blocks of `block` rows go through
+    /// their tile lists, and a warp of `warp` rows takes a tile that any of them sees.
+    pub(super) fn computed(&self, lasts: &[i32], block: usize, warp: usize) -> usize {
+        let mut tiles = 0;
+        for (rows, list) in self.rows.chunks(block).zip(self.lists()) {
+            for (at, rows) in rows.chunks(warp).enumerate() {
+                let last = rows.iter().filter(|&&row| row != NO_ROW).map(|&row| lasts[row as usize]).max();
+                let (first, end, last) = (entry(at * warp), entry((at + 1) * warp), last.unwrap_or(-1));
+                tiles += list.iter().filter(|listed| listed[3] > first && listed[2] < end && listed[1] <= last).count();
+            }
+        }
+        tiles * warp
     }
 }
 
-/// Pairs of a row and a key that a kernel computes, seen or not, in units of a tile's keys: blocks of `block` rows go through
-/// their tile lists, and a warp of `warp` rows takes a tile that any of them sees.
-fn computed(forest: &Forest, starts: &[i32], lists: &[[i32; 4]], block: usize, warp: usize) -> usize {
-    let mut tiles = 0;
-    for (rows, list) in forest.block_rows.chunks(block).zip(starts.windows(2)) {
-        for (at, rows) in rows.chunks(warp).enumerate() {
-            let last = rows.iter().filter(|&&row| row != NO_ROW).map(|&row| forest.lasts[row as usize]).max();
-            let (first, end, last) = (entry(at * warp), entry((at + 1) * warp), last.unwrap_or(-1));
-            let listed = lists[list[0] as usize..list[1] as usize].iter();
-            tiles += listed.filter(|listed| listed[3] > first && listed[2] < end && listed[1] <= last).count();
+/// A block of queries: its rows and its tile list.
+#[derive(Clone, Debug)]
+struct Block {
+    rows: Vec<i32>,
+    tiles: Vec<[i32; 4]>,
+}
+
+impl Block {
+    /// One of two that follow one another.
+    fn pair(two: &[Self]) -> Self {
+        let mut pair = two[0].clone();
+        let Some(next) = two.get(1) else { return pair };
+        // Behind the last row of the first block nobody sees anything.
+        let filled = entry(pair.rows.len());
+        pair.rows.resize(BLOCK_ROWS, NO_ROW);
+        pair.rows.extend(&next.rows);
+        for &[tile, position, first, end] in &next.tiles {
+            let (first, end) = (first + entry(BLOCK_ROWS), end + entry(BLOCK_ROWS));
+            let goes_on = |listed: &&mut [i32; 4]| listed[0] == tile && listed[3] == filled;
+            match pair.tiles.iter_mut().find(goes_on).filter(|_| first == entry(BLOCK_ROWS)) {
+                Some(listed) => listed[3] = end,
+                None => pair.tiles.push([tile, position, first, end]),
+            }
         }
+        pair.tiles.sort_by_key(|listed| (listed[1], listed[2]));
+        pair
     }
-    tiles * warp
 }
 
 impl Forest {
     /// The tables of a pack.
     pub fn new(pack: &Pack) -> Self {
+        let (mut forest, pairs) = Self::with_pairs(pack);
+        let narrow = forest.blocks.computed(&forest.lasts, BLOCK_ROWS, 16);
+        let wide = pairs.computed(&forest.lasts, 2 * BLOCK_ROWS, 32);
+        let worth = pack.len() >= 2 * BLOCK_ROWS && wide * PAIR_COST[1] <= narrow * PAIR_COST[0];
+        forest.pairs = worth.then_some(pairs);
+        forest
+    }
+
+    /// The tables, and the pairs, worth it or not.
+    fn with_pairs(pack: &Pack) -> (Self, QueryBlocks) {
         let mut forest = Self::default();
         let mut walk = Walk::new(pack);
         for g in walk.roots.clone() {
             walk.descend(&mut forest, g);
         }
-        for Range { start, end } in walk.blocks(&mut forest) {
-            forest.block_rows.extend_from_slice(&forest.order[start..end]);
-            forest.block_rows.resize(forest.block_rows.len().next_multiple_of(BLOCK_ROWS), NO_ROW);
-            forest.tile_list_starts.push(entry(forest.tile_lists.len()));
-            walk.list_tiles(&mut forest, start, end);
-        }
-        forest.tile_list_starts.push(entry(forest.tile_lists.len()));
+        let blocks: Vec<Block> =
+            walk.blocks(&mut forest).into_iter().map(|rows| walk.block(&mut forest, rows)).collect();
+        let mut pairs = QueryBlocks::new(blocks.chunks(2).map(Block::pair).collect(), 2 * BLOCK_ROWS);
+        forest.blocks = QueryBlocks::new(blocks, BLOCK_ROWS);
+        let key_block = |block| [entry(block), entry(forest.seen_by(block))];
+        let mut key_blocks: Vec<_> = (0..pack.len().div_ceil(BLOCK_ROWS)).map(key_block).collect();
+        key_blocks.sort_by_key(|&[_, seen_by]| Reverse(seen_by));
+        forest.key_blocks = key_blocks;
         forest.lasts = (0..pack.len()).map(|row| entry(pack.visible(row, None).end) - 1).collect();
-        let pairs = Pairs::new(&forest);
-        let narrow = computed(&forest, &forest.tile_list_starts, &forest.tile_lists, BLOCK_ROWS, 16);
-        let wide = computed(&forest, &pairs.tile_list_starts, &pairs.tile_lists, 2 * BLOCK_ROWS, 32);
-        if pack.len() >= 2 * BLOCK_ROWS && wide * PAIR_COST[1] <= narrow * PAIR_COST[0] {
-            forest.block_rows.resize(forest.block_rows.len().next_multiple_of(2 * BLOCK_ROWS), NO_ROW);
-            forest.pairs = Some(pairs);
-        }
-        forest
+        let computed = pairs.computed(&forest.lasts, 2 * BLOCK_ROWS, WARPGROUP_ROWS);
+        let seen: usize = forest.lasts.iter().map(|&last| last as usize + 1).sum();
+        pairs.by_warpgroups = seen as f64 >= LEAST_USEFUL * (computed * BLOCK_ROWS) as f64;
+        (forest, pairs)
+    }
+
+    /// Rows from the first to the last one in `order` that see any row of a block of keys.
+    fn seen_by(&self, block: usize) -> usize {
+        let rows = block * BLOCK_ROWS..self.order.len().min((block + 1) * BLOCK_ROWS);
+        let (begins, ends) = (&self.begins[rows.clone()], &self.ends[rows]);
+        (begins.iter().min().copied().unwrap_or(0)..ends.iter().max().copied().unwrap_or(0)).len()
     }
 }
 
@@ -222,27 +252,27 @@ impl<'a> Walk<'a> {
         blocks
     }
 
-    /// Lists the tiles that the rows `first..end` of the order see.
-    fn list_tiles(&mut self, forest: &mut Forest, first: usize, end: usize) {
-        let start = forest.tile_lists.len();
-        let mut last: HashMap<i32, usize> = HashMap::new();
+    /// The block of the rows `first..end` of the order.
+    fn block(&mut self, forest: &mut Forest, Range { start: first, end }: Range<usize>) -> Block {
+        let (mut tiles, mut last): (Vec<[i32; 4]>, HashMap<i32, usize>) = Default::default();
         let mut from = first;
         while from < end {
             let to = self.stretch(from, end);
             for (place, tile) in self.seen(forest, from, to).into_iter().enumerate() {
                 let (row, end_row) = (entry(from - first), entry(to - first));
                 // The rows under the segment that owns a tile follow one another.
-                match last.get(&tile).map(|&at| &mut forest.tile_lists[at]).filter(|listed| listed[3] == row) {
+                match last.get(&tile).map(|&at| &mut tiles[at]).filter(|listed| listed[3] == row) {
                     Some(listed) => listed[3] = end_row,
                     None => {
-                        last.insert(tile, forest.tile_lists.len());
-                        forest.tile_lists.push([tile, entry(place * BLOCK_ROWS), row, end_row]);
+                        last.insert(tile, tiles.len());
+                        tiles.push([tile, entry(place * BLOCK_ROWS), row, end_row]);
                     }
                 }
             }
             from = to;
         }
-        forest.tile_lists[start..].sort_by_key(|listed| (listed[1], listed[2]));
+        tiles.sort_by_key(|listed| (listed[1], listed[2]));
+        Block { rows: forest.order[first..end].to_vec(), tiles }
     }
 
     /// The tile at positions `place * 64..` of the path of segment `g`, itself included.
@@ -315,15 +345,19 @@ mod tests {
     /// What a row sees by the tile lists, as `(position, key)`, must be what the pack allows, each once; the same by the
     /// order and its ends.
     fn check(pack: &Pack) {
-        let forest = Forest::new(pack);
+        let (forest, pairs) = Forest::with_pairs(pack);
         let n = pack.len();
         let longest = pack.longest();
         let rows: Vec<usize> = (0..n).collect();
         let allowed = keys(pack, &rows, longest, None);
-        let rows_see = |block_rows: usize, starts: &[i32], lists: &[[i32; 4]]| {
+        let rows_see = |blocks: &QueryBlocks, block_rows: usize| {
             let mut seen: Vec<BTreeSet<(usize, i32)>> = vec![BTreeSet::new(); n];
-            for (block, rows) in forest.block_rows.chunks(block_rows).enumerate().take(starts.len() - 1) {
-                let tiles = &lists[starts[block] as usize..starts[block + 1] as usize];
+            assert!(
+                blocks.lists().is_sorted_by_key(|tiles| Reverse(tiles.len())),
+                "those with the longest lists first"
+            );
+            assert_eq!(blocks.rows.len(), block_rows * (blocks.tile_list_starts.len() - 1));
+            for (rows, tiles) in blocks.rows.chunks(block_rows).zip(blocks.lists()) {
                 assert!(tiles.is_sorted_by_key(|listed| listed[1]), "ascending by position");
                 for &[tile, position, first, end] in tiles {
                     let tile = &forest.tiles[tile as usize * BLOCK_ROWS..][..BLOCK_ROWS];
@@ -338,9 +372,21 @@ mod tests {
             }
             seen
         };
-        let seen = rows_see(BLOCK_ROWS, &forest.tile_list_starts, &forest.tile_lists);
-        let pairs = Pairs::new(&forest);
-        assert_eq!(rows_see(2 * BLOCK_ROWS, &pairs.tile_list_starts, &pairs.tile_lists), seen, "in pairs");
+        let seen = rows_see(&forest.blocks, BLOCK_ROWS);
+        assert_eq!(rows_see(&pairs, 2 * BLOCK_ROWS), seen, "in pairs");
+        assert!(forest.key_blocks.is_sorted_by_key(|&[_, seen_by]| Reverse(seen_by)), "keys that most rows see first");
+        let mut key_blocks: Vec<i32> = forest.key_blocks.iter().map(|&[block, _]| block).collect();
+        key_blocks.sort_unstable();
+        assert!(key_blocks.into_iter().eq(0..n.div_ceil(BLOCK_ROWS) as i32), "all keys");
+        for &[block, seen_by] in &forest.key_blocks {
+            let keys = forest.order.iter().skip(block as usize * BLOCK_ROWS).take(BLOCK_ROWS);
+            let sees = |row: &i32| keys.clone().any(|key| seen[*row as usize].iter().any(|(_, seen)| seen == key));
+            assert_eq!(
+                forest.order.iter().filter(|row| sees(row)).count(),
+                seen_by as usize,
+                "rows that see block {block}"
+            );
+        }
         let mut order = forest.order.clone();
         order.sort_unstable();
         assert!(order.iter().map(|&row| row as usize).eq(0..n), "each row once");
@@ -391,9 +437,10 @@ mod tests {
         let forest = Forest::new(&pack(&[], &segments));
         // Two tiles of the parent, and one for each child.
         assert_eq!(forest.tiles.len() / BLOCK_ROWS, 2 + 8);
-        let of_block = &forest.tile_lists[forest.tile_list_starts[2] as usize..forest.tile_list_starts[3] as usize];
-        assert_eq!(of_block[..2], [[0, 0, 0, 64], [1, 64, 0, 64]], "all children of the block at once");
-        assert_eq!(of_block.len(), 2 + 4);
+        let lists: Vec<_> = forest.blocks.lists().collect();
+        assert_eq!(lists[0][..2], [[0, 0, 0, 64], [1, 64, 0, 64]], "all children of the block at once");
+        // The blocks of the parent come last.
+        assert!(lists.iter().map(|list| list.len()).eq([2 + 4, 2 + 4, 2, 1]));
     }
 
     #[test]
@@ -403,16 +450,16 @@ mod tests {
         let next: Vec<(usize, Parent)> = (0..40).map(|i| (1, Parent::Cached(i))).collect();
         let pack = pack(&cached, &next);
         check(&pack);
-        let starts = Forest::new(&pack).tile_list_starts;
-        assert_eq!(starts.len() - 1, 20, "one row sees five tiles");
-        assert!(starts.windows(2).all(|w| w[1] - w[0] == 10));
+        let blocks = Forest::new(&pack).blocks;
+        assert_eq!(blocks.lists().count(), 20, "one row sees five tiles");
+        assert!(blocks.lists().all(|list| list.len() == 10));
         // Short ones share blocks, and so do those that continue one beginning, of four tiles and one of their own.
         let short: Vec<(usize, Parent)> = (0..40).map(|_| (2, Parent::None)).collect();
         let same: Vec<(usize, Parent)> = (0..40).map(|_| (1, Parent::Cached(0))).collect();
         for (next, blocks) in [(short, 5), (same, 7)] {
             let pack = self::pack(&cached, &next);
             check(&pack);
-            assert_eq!(Forest::new(&pack).tile_list_starts.len() - 1, blocks);
+            assert_eq!(Forest::new(&pack).blocks.lists().count(), blocks);
         }
     }
 
@@ -427,11 +474,12 @@ mod tests {
         }
         // A tile that both blocks of a pair see whole is listed once.
         let forest = Forest::new(&pack(&[], &[(256, Parent::None)]));
-        assert_eq!(forest.pairs.expect("shared").tile_lists[..2], [[0, 0, 0, 128], [1, 64, 64, 128]]);
+        let pairs = forest.pairs.expect("shared");
+        assert_eq!(pairs.lists().last().expect("two"), [[0, 0, 0, 128], [1, 64, 64, 128]]);
     }
 
     /// The most tiles that a block of a grid of `blocks` takes in `attention_fwd_hopper`, for each that it takes in the mean.
-    fn imbalance(pairs: &Pairs, heads: usize, blocks: usize) -> f64 {
+    fn imbalance(pairs: &QueryBlocks, heads: usize, blocks: usize) -> f64 {
         let lengths = pairs.tile_list_starts.windows(2).map(|list| f64::from(list[1] - list[0]));
         let works: Vec<f64> = lengths.flat_map(|length| vec![length; heads]).collect();
         let mut tiles = vec![0.0; blocks];
@@ -460,8 +508,7 @@ mod tests {
             (same(64, 32), false),
         ];
         for (segments, worth) in packs {
-            let forest = Forest::new(&pack(&[], &segments));
-            let pairs = Pairs::new(&forest);
+            let (forest, pairs) = Forest::with_pairs(&pack(&[], &segments));
             assert_eq!(pairs.by_warpgroups, worth, "{segments:?}");
             let (n, found) = (forest.order.len(), imbalance(&pairs, 32, 132));
             assert!(n < 1024 || !worth || found <= 1.2, "{n} rows: {found:.2}");

@@ -10,6 +10,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod balance;
 mod blas;
 mod buffers;
 mod capture;
@@ -93,7 +94,7 @@ impl Cuda {
         };
         let cx = Context::open(ordinal, ComputeDtype::new(dtype)?, settings).map_err(named)?;
         let hopper = settings.hopper && cx.device.arch() == (9, 0);
-        let hopper = hopper.then(|| cx.device.multiprocessors()).transpose()?;
+        let hopper = hopper.then(|| cx.device.multiprocessors());
         Ok(Self { cx, interrupt: Interrupt::default(), hopper })
     }
 

@@ -6,8 +6,9 @@
 
 use std::ops::Range;
 
+use super::balance::{KeyLoad, Load};
 use super::context::Context;
-use super::forest::{BLOCK_ROWS, Forest, NO_ROW, Pairs};
+use super::forest::{BLOCK_ROWS, Forest, NO_ROW, QueryBlocks};
 use super::geometry::{self, Groups, entry};
 use super::launch::{Arg, table};
 use super::memory::{DevicePtr, TableBuffer};
@@ -45,14 +46,18 @@ impl Tables {
         start
     }
 
-    /// Adds where the tile list of each block begins, and the end, with room for `blocks` blocks: those to spare have no tiles.
-    fn add_starts(&mut self, starts: &[i32], blocks: usize) -> usize {
-        self.add_filled(starts, blocks + 1, starts.last().copied().unwrap_or_default())
-    }
-
-    /// Adds tile lists, of which there are usually no more than `usual` entries.
-    fn add_tile_lists(&mut self, lists: &[[i32; 4]], usual: usize) -> usize {
-        self.add_filled(lists.as_flattened(), 4 * room(lists.len(), usual), 0)
+    /// Adds blocks of so many rows, with room for `count` of them, and usually no more than `usual` entries of tile lists: blocks to
+    /// spare have no rows and no tiles.
+    fn add_blocks(&mut self, blocks: &QueryBlocks, block_rows: usize, count: usize, usual: usize) -> QueryTables {
+        let QueryBlocks { rows, tile_list_starts: starts, tile_lists: lists, .. } = blocks;
+        QueryTables {
+            count,
+            by_warpgroups: blocks.by_warpgroups,
+            load: Load::of_tiles(blocks),
+            rows: self.add_filled(rows, count * block_rows, NO_ROW),
+            starts: self.add_filled(starts, count + 1, starts.last().copied().unwrap_or_default()),
+            lists: self.add_filled(lists.as_flattened(), 4 * room(lists.len(), usual), 0),
+        }
     }
 
     /// Moves all of them to the device.
@@ -81,7 +86,41 @@ fn usual(rows: usize) -> [usize; 3] {
 /// Entries of the tables of a pack of `rows` rows with the usual room.
 pub fn usual_entries(rows: usize) -> usize {
     let [blocks, lora_tiles, tiles] = usual(rows);
-    13 * rows + 3 * lora_tiles + blocks * (BLOCK_ROWS + 2) + BLOCK_ROWS + tiles * (BLOCK_ROWS + 8)
+    let of_blocks = blocks * (2 * BLOCK_ROWS + 2) + 2 * BLOCK_ROWS + 2 * rows.div_ceil(BLOCK_ROWS);
+    13 * rows + 3 * lora_tiles + of_blocks + tiles * (BLOCK_ROWS + 8)
+}
+
+/// Where [`QueryBlocks`] lie among some tables.
+#[derive(Clone, Copy, Debug)]
+struct QueryTables {
+    count: usize,
+    by_warpgroups: bool,
+    load: Load,
+    rows: usize,
+    starts: usize,
+    lists: usize,
+}
+
+/// Blocks of queries as a kernel takes them.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceQueryBlocks {
+    /// The rows of each `[blocks, 64 or 128]`.
+    rows: DevicePtr,
+    /// Where the tile list of each begins, and the end `[blocks + 1]`.
+    starts: DevicePtr,
+    /// The tile lists `[_, 4]`.
+    lists: DevicePtr,
+    /// Number of blocks, those without rows included.
+    pub count: usize,
+    /// Tiles of the blocks of a head.
+    pub load: Load,
+}
+
+impl DeviceQueryBlocks {
+    /// The arguments: rows, starts, lists.
+    pub fn tables(&self) -> [Arg; 3] {
+        [self.rows, self.starts, self.lists].map(table)
+    }
 }
 
 /// Where [`Groups`] lie among some tables.
@@ -172,26 +211,6 @@ impl DeviceIndex for Index {
     }
 }
 
-/// Where [`Pairs`] lie among some tables.
-struct PairTables {
-    starts: usize,
-    lists: usize,
-    count: usize,
-    by_warpgroups: bool,
-}
-
-impl PairTables {
-    /// The tables with room for `count` pairs and usually `tiles` tiles in their lists.
-    fn add(tables: &mut Tables, pairs: &Pairs, count: usize, tiles: usize) -> Self {
-        Self {
-            starts: tables.add_starts(&pairs.tile_list_starts, count),
-            lists: tables.add_tile_lists(&pairs.tile_lists, tiles),
-            count,
-            by_warpgroups: pairs.by_warpgroups,
-        }
-    }
-}
-
 /// A pack's tables on the device, known by their place in the one buffer.
 pub struct DeviceTables {
     host: Pack,
@@ -199,12 +218,11 @@ pub struct DeviceTables {
     tokens: usize,
     positions: usize,
     run: usize,
-    block_rows: usize,
-    block_count: usize,
-    tile_list_starts: usize,
-    tile_lists: usize,
-    pairs: Option<PairTables>,
+    blocks: QueryTables,
+    pairs: Option<QueryTables>,
     tiles: usize,
+    key_blocks: usize,
+    key_load: KeyLoad,
     order: usize,
     begins: usize,
     ends: usize,
@@ -254,7 +272,7 @@ impl DeviceTables {
         let forest = Forest::new(pack);
         let adapted = geometry::adapted(pack);
         let (n, [blocks, lora_tiles, tiles]) = (pack.len(), usual(pack.len()));
-        let block_count = room(forest.tile_list_starts.len() - 1, blocks);
+        let block_count = room(forest.blocks.lists().count(), blocks);
         let lora_tile_count = room(adapted.tiles.len(), lora_tiles);
         let prompt_rows = by_prompt.order.len();
         let mut tables = Tables::default();
@@ -263,6 +281,8 @@ impl DeviceTables {
             tokens: tables.add(&tokens),
             positions: tables.add(&positions),
             run: tables.add(&run),
+            key_blocks: tables.add(forest.key_blocks.as_flattened()),
+            key_load: KeyLoad::new(forest.key_blocks.iter().map(|&[_, seen_by]| seen_by as usize)),
             order: tables.add(&forest.order),
             begins: tables.add(&forest.begins),
             ends: tables.add(&forest.ends),
@@ -279,11 +299,8 @@ impl DeviceTables {
             adapted_runs: adapted.runs,
             lora_tiles: tables.add_filled(adapted.tiles.as_flattened(), 3 * lora_tile_count, 0),
             lora_tile_count,
-            block_rows: tables.add_filled(&forest.block_rows, block_count.next_multiple_of(2) * BLOCK_ROWS, NO_ROW),
-            block_count,
-            tile_list_starts: tables.add_starts(&forest.tile_list_starts, block_count),
-            tile_lists: tables.add_tile_lists(&forest.tile_lists, tiles),
-            pairs: forest.pairs.map(|pairs| PairTables::add(&mut tables, &pairs, block_count.div_ceil(2), tiles)),
+            blocks: tables.add_blocks(&forest.blocks, BLOCK_ROWS, block_count, tiles),
+            pairs: forest.pairs.map(|pairs| tables.add_blocks(&pairs, 2 * BLOCK_ROWS, block_count.div_ceil(2), tiles)),
             tiles: tables.add_filled(&forest.tiles, room(forest.tiles.len(), tiles * BLOCK_ROWS), NO_ROW),
             buffer: tables.upload(cx, "pack")?,
         })
@@ -309,27 +326,39 @@ impl DeviceTables {
         self.buffer.ptr(self.run)
     }
 
-    /// Number of query blocks, of 64 rows each, those without rows included.
-    pub(super) fn block_count(&self) -> usize {
-        self.block_count
+    /// Blocks of 64 queries.
+    pub(super) fn query_blocks(&self) -> DeviceQueryBlocks {
+        self.on_device(self.blocks)
     }
 
-    /// Of the query blocks: their rows `[blocks, 64]`, where the tile list of each begins, and the end `[blocks + 1]`, the
-    /// tile lists `[_, 4]`, and the key rows of each tile `[tiles, 64]`.
-    pub(super) fn query_blocks(&self) -> [DevicePtr; 4] {
-        [self.block_rows, self.tile_list_starts, self.tile_lists, self.tiles].map(|at| self.buffer.ptr(at))
+    /// The same of 128 rows; none where their rows see too little in common.
+    pub(super) fn query_block_pairs(&self) -> Option<DeviceQueryBlocks> {
+        self.pairs.map(|pairs| self.on_device(pairs))
     }
 
-    /// The same of pairs of query blocks, of 128 rows each; none where their rows see too little in common.
-    pub(super) fn query_block_pairs(&self) -> Option<[DevicePtr; 4]> {
-        let of = |pairs: &PairTables| [self.block_rows, pairs.starts, pairs.lists, self.tiles];
-        self.pairs.as_ref().map(|pairs| of(pairs).map(|at| self.buffer.ptr(at)))
+    /// Blocks of 128 rows, if warpgroups of 64 rows may take whole tiles; none where too little of what they would multiply is seen.
+    pub(super) fn pairs_for_warpgroups(&self) -> Option<DeviceQueryBlocks> {
+        self.pairs.filter(|pairs| pairs.by_warpgroups).map(|pairs| self.on_device(pairs))
     }
 
-    /// Number of pairs of query blocks, those without tiles included; none where too little of what warpgroups of 64 rows would
-    /// multiply is seen.
-    pub(super) fn pairs_for_warpgroups(&self) -> Option<usize> {
-        self.pairs.as_ref().filter(|pairs| pairs.by_warpgroups).map(|pairs| pairs.count)
+    fn on_device(&self, QueryTables { count, load, rows, starts, lists, .. }: QueryTables) -> DeviceQueryBlocks {
+        let [rows, starts, lists] = [rows, starts, lists].map(|at| self.buffer.ptr(at));
+        DeviceQueryBlocks { rows, starts, lists, count, load }
+    }
+
+    /// The key rows of each tile `[tiles, 64]`.
+    pub(super) fn tiles(&self) -> DevicePtr {
+        self.buffer.ptr(self.tiles)
+    }
+
+    /// Which 64 rows of the depth-first order each block of keys is, and how many rows see them `[ceil(N / 64), 2]`.
+    pub(super) fn key_blocks(&self) -> DevicePtr {
+        self.buffer.ptr(self.key_blocks)
+    }
+
+    /// How many rows see each of them.
+    pub(super) fn key_load(&self) -> &KeyLoad {
+        &self.key_load
     }
 
     /// The rows in depth-first order `[N]`.

@@ -2,6 +2,7 @@
 
 use super::Cuda;
 use super::adamw::{NORM_PARTS, STEP_FIELDS};
+use super::attention::key_parts_bytes;
 use super::blas::WORKSPACE;
 use super::cross_entropy;
 use super::lora_launch::{TOGETHER, split_k_bytes};
@@ -12,13 +13,15 @@ use crate::backend::{OwnMemory, PassSize, Planning};
 
 /// Bytes of device memory that such passes take for themselves, with elements of these sizes.
 pub fn scratch(pass: &PassSize, (acc, compute): (usize, usize)) -> usize {
-    let PassSize { rows, labels, queries, vocab, rank, adapted, terms, runs, .. } = *pass;
+    let PassSize { rows, labels, heads, vocab, rank, adapted, terms, runs, .. } = *pass;
     // Tables of a pass and of its output rows, in a training and in its evaluation.
     let tables = 2 * (usual_entries(rows) + usual_entries(labels));
     let mut blocks = vec![WORKSPACE, tables * size_of::<i32>()];
     blocks.extend(split_k_bytes(rows, rank, adapted).into_iter().flatten());
     if labels > 0 {
         let logits = cross_entropy::chunk_len(LinearDims { rows: labels, input: 0, output: vocab });
+        let queries = heads[0] * heads[1];
+        blocks.extend(key_parts_bytes(rows, heads).into_iter().flatten());
         // Logits and their gradients, d_z rounded, d_xa, terms of a gradient, parts of the norms, the steps' fields.
         blocks.extend([logits * acc, logits * compute, rows * queries * compute, TOGETHER * rows * rank * acc]);
         blocks.extend((terms > 0).then_some(terms * acc));

@@ -1,7 +1,6 @@
 //! How many pieces of work the device runs in a step of training, held to a table (`tests/counts/step.csv`).
 
 use std::fs;
-use std::path::Path;
 
 use llamaprobe::arch::Projection;
 use llamaprobe::backend::ops::LaunchKind;
@@ -9,7 +8,7 @@ use llamaprobe::backend::trace::Trace;
 use llamaprobe::model::{Layout, LoraShape, Model};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::planned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::support::tiny_model::TinyModel;
 use super::{program, succeed, workplace};
@@ -23,17 +22,17 @@ const LAYERS: f64 = 32.0;
 const ALL: &str = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj";
 const TWO: &str = "q_proj,v_proj";
 
-/// A model of so many layers, with as many heads of keys as of queries, of a multiple of 64 elements, and a feed-forward layer
-/// wider than all of them, as LLaMA-2-7B has.
-fn write_model(layers: usize, path: &Path) {
-    TinyModel { layers, heads: 2, kv_heads: 2, head_dim: 64, ffn: 160, ..TinyModel::default() }.write(path);
+/// A model with as many heads of keys as of queries, of a multiple of 64 elements, and a feed-forward layer wider than all of them,
+/// as LLaMA-2-7B has.
+fn model(layers: usize) -> TinyModel {
+    TinyModel { layers, heads: 2, kv_heads: 2, head_dim: 64, ffn: 160, ..TinyModel::default() }
 }
 
-/// What the device runs in one step of a model of so many layers, of which these projections have an adapter: the difference of
-/// trainings of three steps and of two.
-fn of_a_step(layers: usize, modules: &str) -> [f64; 4] {
+/// What the device runs in one step of a model of which these projections have an adapter: the difference of trainings of three steps
+/// and of two.
+fn of_a_step(model: &TinyModel, modules: &str) -> [f64; 4] {
     let dir = workplace(safetensors::Dtype::F32);
-    write_model(layers, &dir.path().join("model"));
+    model.write(&dir.path().join("model"));
     let example = |i: usize| format!("{{\"prompt\": \"the pen {i} is\", \"completion\": \" in pot {i}\"}}\n");
     fs::write(dir.path().join("train.jsonl"), (0..9).map(example).collect::<String>()).expect("write a test's file");
     let report = dir.path().join("report.json");
@@ -51,9 +50,9 @@ fn of_a_step(layers: usize, modules: &str) -> [f64; 4] {
 }
 
 /// What a GPU would be given for such a step, as a plan has it.
-fn planned_step(layers: usize, modules: &str) -> [f64; 4] {
+fn planned_step(model: &TinyModel, modules: &str) -> [f64; 4] {
     let dir = workplace(safetensors::Dtype::F32);
-    write_model(layers, &dir.path().join("model"));
+    model.write(&dir.path().join("model"));
     let config = Model::load(&mut Trace::new(), &dir.path().join("model")).expect("the model loads").config;
     let has = |target: &Projection| modules.split(',').any(|name| name == target.name());
     let targets = Projection::ALL.into_iter().filter(has).collect();
@@ -69,11 +68,13 @@ fn step_has_the_nodes_of_the_table() {
     let mut table = Table::new(&COLUMNS);
     // The lowest layer is another than those above it, which are alike.
     let [few, more] = [2, 3].map(|layers| {
-        let counts = of_a_step(layers, ALL);
-        assert_eq!(counts, planned_step(layers, ALL), "{layers} layers, as planned (src/backend/launches.rs)");
+        let counts = of_a_step(&model(layers), ALL);
+        assert_eq!(counts, planned_step(&model(layers), ALL), "{layers} layers, as planned (src/backend/launches.rs)");
         counts
     });
-    assert_eq!(of_a_step(2, TWO), planned_step(2, TWO), "of two projections, as planned");
+    assert_eq!(of_a_step(&model(2), TWO), planned_step(&model(2), TWO), "of two projections, as planned");
+    let normed = TinyModel { config: json!({"model_type": "qwen3"}), ..model(2) };
+    assert_eq!(of_a_step(&normed, ALL), planned_step(&normed, ALL), "with norms of queries and keys, as planned");
     let layer: [f64; 4] = std::array::from_fn(|i| more[i] - few[i]);
     let whole: [f64; 4] = std::array::from_fn(|i| few[i] + (LAYERS - 2.0) * layer[i]);
     for (part, counts) in [("a layer", layer), ("a step of 32 layers", whole)] {

@@ -113,6 +113,10 @@ impl TinyModel {
                 |name: &str, shape: &[usize]| all.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
             add("input_layernorm.weight", &[c]);
             add("post_attention_layernorm.weight", &[c]);
+            if self.config["model_type"] == "qwen3" {
+                add("self_attn.q_norm.weight", &[self.head_dim]);
+                add("self_attn.k_norm.weight", &[self.head_dim]);
+            }
             for (name, out, input) in [
                 ("self_attn.q_proj", q, c),
                 ("self_attn.k_proj", kv, c),

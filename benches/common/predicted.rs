@@ -216,8 +216,10 @@ pub fn print() {
             let seconds = work.measured(gpu, &model);
             unit.value(seconds, if let Unit::Times(other) = &unit { other.measured(gpu, &model) } else { 0.0 })
         });
+        #[cfg(feature = "cuda")]
+        let measured = measured.as_deref().unwrap_or("-");
         #[cfg(not(feature = "cuda"))]
-        let measured: Option<String> = None;
-        println!("{line} {:>9}", measured.unwrap_or_else(|| "-".into()));
+        let measured = "-";
+        println!("{line} {measured:>9}");
     }
 }

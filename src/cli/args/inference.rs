@@ -250,8 +250,8 @@ impl DeviceModelArg {
 /// `inspect`.
 #[derive(Debug, Args, Serialize)]
 #[command(after_help = "\
-Of weights only names, shapes and formats are read: one that is not finite, or has blocks with such a
-scale, is named by the command that computes with it (capture, generate, train-lora, merge, ...).
+Of weights only names, shapes and formats are read: one that is not finite, or has blocks with
+such a scale, is named by the command that computes with it (capture, generate, train-lora, ...).
 
 Examples:
   llamaprobe inspect --model DIR --rows 4096

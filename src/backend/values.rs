@@ -212,6 +212,8 @@ impl std::fmt::Debug for Captured {
 pub struct PassSize {
     /// Rows N.
     pub rows: usize,
+    /// Rows of those that have a backward; 0 where there is none.
+    pub backward_rows: usize,
     /// Label rows M; 0 where there is no backward.
     pub labels: usize,
     /// Query heads, and the width of each.

@@ -140,6 +140,7 @@ pub fn pass_size(
     let (rank, adapted) = layout.map_or((0, 0), adapter_size);
     PassSize {
         rows,
+        backward_rows: rows,
         labels,
         heads: [config.num_attention_heads, config.head_dim],
         vocab: config.vocab_size,

@@ -9,6 +9,7 @@ use super::pack::{DeviceQueryBlocks, DeviceTables};
 use super::variant::{Heads, LONG_BLOCK, Variant};
 use crate::Error;
 use crate::backend::DevicePack;
+use crate::backend::Len;
 use crate::backend::ops::{
     AttentionBwd, AttentionDims, AttentionFwd, AttentionOps, AttentionPattern, AttentionResult, Op,
 };
@@ -111,7 +112,12 @@ impl Cuda {
 
     /// The arguments that say what parts of the work on keys there are: where they leave their sums, their tickets, and rows of a
     /// part. None after an error.
-    fn key_parts(&mut self, parts: Option<Parts>, dims: AttentionDims) -> Option<[Arg; 3]> {
+    fn key_parts(&mut self, parts: Option<Parts>, most_rows: usize, dims: AttentionDims) -> Option<[Arg; 3]> {
+        // What the largest pass may need is there from the first one on, as planned.
+        if let Some([sums, tickets]) = key_parts_bytes(most_rows, [dims.heads, dims.head_dim]) {
+            self.cx.scratch("attention sums", sums)?;
+            self.cx.scratch("attention tickets", tickets)?;
+        }
         let Some(Parts { rows, shared, .. }) = parts else {
             return Some([Arg::null(Param::Acc), Arg::null(Param::Table), int(0)]);
         };
@@ -205,7 +211,9 @@ impl AttentionOps for Cuda {
         let order =
             [op.pack.key_blocks(), op.pack.order(), begins, ends, op.pack.positions(), op.pack.lasts()].map(table);
         let parts = op.pack.key_load().parts(dims.heads, dims.kv_heads);
-        let Some(workspace) = self.key_parts(parts, dims) else { return };
+        // A buffer has the rows of the largest pass.
+        let most_rows = op.delta.len() / dims.heads;
+        let Some(workspace) = self.key_parts(parts, most_rows, dims) else { return };
         let sizes = [&[int(rows)], &workspace[..], &sizes, &[self.second(dims.kv_heads)]].concat();
         let args = [&[compute(op.d_k), compute(op.d_v)], &saved[..], &order, &sizes].concat();
         let count = parts.map_or(rows.div_ceil(BLOCK_ROWS), |parts| parts.count);

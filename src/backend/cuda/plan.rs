@@ -13,7 +13,7 @@ use crate::backend::{OwnMemory, PassSize, Planning};
 
 /// Bytes of device memory that such passes take for themselves, with elements of these sizes.
 pub fn scratch(pass: &PassSize, (acc, compute): (usize, usize)) -> usize {
-    let PassSize { rows, labels, heads, vocab, rank, adapted, terms, runs, .. } = *pass;
+    let PassSize { rows, backward_rows, labels, heads, vocab, rank, adapted, terms, runs, .. } = *pass;
     // Tables of a pass and of its output rows, in a training and in its evaluation.
     let tables = 2 * (usual_entries(rows) + usual_entries(labels));
     let mut blocks = vec![WORKSPACE, tables * size_of::<i32>()];
@@ -21,9 +21,14 @@ pub fn scratch(pass: &PassSize, (acc, compute): (usize, usize)) -> usize {
     if labels > 0 {
         let logits = cross_entropy::chunk_len(LinearDims { rows: labels, input: 0, output: vocab });
         let queries = heads[0] * heads[1];
-        blocks.extend(key_parts_bytes(rows, heads).into_iter().flatten());
+        blocks.extend(key_parts_bytes(backward_rows, heads).into_iter().flatten());
         // Logits and their gradients, d_z rounded, d_xa, terms of a gradient, parts of the norms, the steps' fields.
-        blocks.extend([logits * acc, logits * compute, rows * queries * compute, TOGETHER * rows * rank * acc]);
+        blocks.extend([
+            logits * acc,
+            logits * compute,
+            backward_rows * queries * compute,
+            TOGETHER * backward_rows * rank * acc,
+        ]);
         blocks.extend((terms > 0).then_some(terms * acc));
         blocks.extend([runs * NORM_PARTS * acc, runs * STEP_FIELDS * acc]);
     }

@@ -78,6 +78,8 @@ print(":".join(p for r in sorted(roots) for d in ("cu13", "cuda_nvrtc", "cublas"
         [[ $said == *"test result: ok. "[1-9]* ]]
     }
     check parity parity "$dir/ops"
+    # What a device of compute capability 9.0 uses only if it is asked to; others do the same again.
+    check "parity with LLAMAPROBE_HOPPER" parity env LLAMAPROBE_HOPPER=1 "$dir/ops"
     sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2> /dev/null || true)
     for tool in memcheck racecheck; do
         if [ -n "$sanitizer" ]; then
@@ -89,6 +91,8 @@ print(":".join(p for r in sorted(roots) for d in ("cu13", "cuda_nvrtc", "cublas"
     for bench in device ops prompt model; do
         check "bench $bench" "$dir/bench-$bench" --bench
     done
+    check "bench attention with LLAMAPROBE_HOPPER" env LLAMAPROBE_HOPPER=1 CRITERION_HOME="$out/criterion-hopper" \
+        "$dir/bench-ops" --bench '^attention'
     exec "$python" "$here/peers/gpu.py" "$dir" "$out"
     ;;
 *) usage ;;

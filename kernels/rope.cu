@@ -24,20 +24,24 @@ DEV void rotate_heads(real* x, const float* __restrict__ cos_sin, int heads, int
     }
 }
 
+// Of the row and the tensor that the block is for.
+DEV void rotate_row(real* x, real* x_too, const int* __restrict__ positions, const float* __restrict__ cos_sin, int heads,
+                    int heads_too, int head_dim, int rotary_dim, float sign) {
+    if (blockIdx.y) x = x_too, heads = heads_too;
+    const float* angles = cos_sin + (i64)positions[blockIdx.x] * rotary_dim;
+    rotate_heads(x + (i64)blockIdx.x * heads * head_dim, angles, heads, head_dim, rotary_dim, sign);
+}
+
 extern "C" __global__ void __launch_bounds__(256) rope_fwd(real* __restrict__ x, real* __restrict__ x_too,
                                                            const int* __restrict__ positions,
                                                            const float* __restrict__ cos_sin, int rows, int heads,
                                                            int heads_too, int head_dim, int rotary_dim) {
-    if (blockIdx.y) x = x_too, heads = heads_too;
-    const float* angles = cos_sin + (i64)positions[blockIdx.x] * rotary_dim;
-    rotate_heads(x + (i64)blockIdx.x * heads * head_dim, angles, heads, head_dim, rotary_dim, 1.0f);
+    rotate_row(x, x_too, positions, cos_sin, heads, heads_too, head_dim, rotary_dim, 1.0f);
 }
 
 extern "C" __global__ void __launch_bounds__(256) rope_bwd(real* __restrict__ d_x, real* __restrict__ d_x_too,
                                                            const int* __restrict__ positions,
                                                            const float* __restrict__ cos_sin, int rows, int heads,
                                                            int heads_too, int head_dim, int rotary_dim) {
-    if (blockIdx.y) d_x = d_x_too, heads = heads_too;
-    const float* angles = cos_sin + (i64)positions[blockIdx.x] * rotary_dim;
-    rotate_heads(d_x + (i64)blockIdx.x * heads * head_dim, angles, heads, head_dim, rotary_dim, -1.0f);
+    rotate_row(d_x, d_x_too, positions, cos_sin, heads, heads_too, head_dim, rotary_dim, -1.0f);
 }

@@ -5,9 +5,13 @@ use std::path::{Path, PathBuf};
 use super::host;
 use crate::backend::cuda::{Settings, devices};
 use crate::formats::atomic::entries;
+use crate::{Error, Result};
 
 /// The settings by this process's environment: the directories in which toolkits and Python packages are usually found.
-pub fn settings() -> Settings {
+///
+/// # Errors
+/// A value of `LLAMAPROBE_HOPPER` that says neither yes nor no.
+pub fn settings() -> Result<Settings> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let mut library_dirs: Vec<PathBuf> = variable("CUDA_HOME").into_iter().map(|home| home.join("lib64")).collect();
     library_dirs.push(PathBuf::from("/usr/local/cuda/lib64"));
@@ -16,15 +20,20 @@ pub fn settings() -> Settings {
         library_dirs.extend(python_libraries(&bin));
     }
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-    Settings {
+    let hopper = match variable("LLAMAPROBE_HOPPER").as_deref().and_then(Path::to_str) {
+        None | Some("0") => false,
+        Some("1") => true,
+        Some(other) => return Err(Error::unsupported("LLAMAPROBE_HOPPER", other, "0, 1")),
+    };
+    Ok(Settings {
         library_dirs,
         cache_dir: cache.map(|dir| dir.join("llamaprobe").join("kernels")),
         // As with the driver's own meaning of it: launches are waited for.
         blocking: variable("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value.as_os_str() == "1"),
-        hopper: variable("LLAMAPROBE_HOPPER").is_some_and(|value| value.as_os_str() == "1"),
+        hopper,
         on_warning: |line| say(line),
         ..Settings::default()
-    }
+    })
 }
 
 /// Writes to stderr which device was chosen, and what it had to put right.
@@ -49,11 +58,11 @@ fn python_libraries(bin: &Path) -> Vec<PathBuf> {
 }
 
 /// The device that `auto` stands for: the first GPU, or none, and why.
-pub fn best() -> Result<usize, String> {
+pub fn best() -> std::result::Result<usize, String> {
     match devices() {
         Ok(0) => Err("the NVIDIA driver sees no device".to_owned()),
         Ok(_) => Ok(0),
-        Err(crate::Error::Device { message, .. }) => Err(message),
+        Err(Error::Device { message, .. }) => Err(message),
         Err(error) => Err(error.to_string()),
     }
 }

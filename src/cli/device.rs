@@ -72,7 +72,7 @@ fn open(common: &CommonArgs, checkpoint: Dtype, threads: usize, job: impl Job) -
         Some(gpu) if split => Err(Error::argument("--dtype f32x3", "--device cpu", format!("cuda:{gpu}")).into()),
         #[cfg(feature = "cuda")]
         Some(gpu) => {
-            let mut cuda = Cuda::open(gpu, dtype, &super::cuda::settings())?.heeding(interrupt);
+            let mut cuda = Cuda::open(gpu, dtype, &super::cuda::settings()?)?.heeding(interrupt);
             if let Some(profile) = &common.profile {
                 cuda.record(&profile.recorder)?;
             }

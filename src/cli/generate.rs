@@ -195,11 +195,22 @@ impl Job for Generate<'_> {
             Ok(out.flush()?)
         };
         show(&prompts[0])?;
+        // Where nothing is shown as it grows; a continuation may end before.
+        let bar = (!growing).then(|| {
+            let most = prompts.len().saturating_mul(args.max_new_tokens);
+            output::progress(most as u64, "tokens at most").with_message("generating")
+        });
         let done = continuation.run(&mut backend, &model, adaptation.as_ref(), &prompts, &mut |_, id| {
+            if let Some(bar) = &bar {
+                bar.inc(1);
+            }
             if shown.is_ok() {
                 shown = show(&[id]);
             }
         });
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
         let done = done.map_err(|error| files.with_bad_weight(error))?;
         shown?;
         match stream {

@@ -12,12 +12,12 @@ use crate::cuda;
 use crate::ops::cases::{Case, Set};
 use crate::ops::naive::{self, Precision};
 use crate::ops::operation::Operation;
-#[cfg(feature = "cuda")]
-use crate::ops::parity::parity_on_tensor_cores;
 use crate::ops::parity::{
     ORACLE, against_naive, cases_of, naive_results, parity, parity_of_split_products, perturbed, result_roles, results,
     rounds_as_families_do, scales,
 };
+#[cfg(feature = "cuda")]
+use crate::ops::parity::{parity_of_large_attention, parity_on_tensor_cores};
 use crate::ops::{self, Op, normal};
 use crate::skips::{Reason, skip};
 
@@ -82,6 +82,14 @@ fn cuda_bf16() {
 #[test]
 fn cuda_f16() {
     on_cuda(Dtype::F16);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_attention_of_large_passes() {
+    for (dtype, head_dim) in [(Dtype::BF16, 128), (Dtype::F16, 64)] {
+        cuda::device(dtype).iter_mut().for_each(|b| parity_of_large_attention(b, head_dim, Precision::of(dtype)));
+    }
 }
 
 fn oracle(file: &str) {

@@ -90,6 +90,7 @@ const REGISTER: [(Reason, &[&str]); 7] = [
     (
         Reason::Cuda,
         &[
+            "ops::parity::cuda_attention_of_large_passes",
             "ops::parity::cuda_bf16",
             "ops::parity::cuda_f16",
             "ops::parity::cuda_f32",

@@ -3,12 +3,13 @@
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::Cpu;
 
+use super::attention::Attention;
 use super::cases::{Case, Set};
 use super::device::{self, Given};
 use super::naive::{self, Precision};
 use super::operation::{Factors, Operation, Role};
 use super::rms_norm::{FORMS, RmsNorm, RmsNormCompute};
-use super::{Op, cases};
+use super::{Op, cases, packs};
 
 /// A device's results may differ from the oracle by the plain path's error times this.
 const FACTOR: f64 = 2.0;
@@ -194,6 +195,17 @@ pub fn parity_of_split_products<B: Backend>(b: &mut B, p: Precision) {
 
 /// Parity with what each operation's products are held to.
 fn parity_of_products<B: Backend>(b: &mut B, files: &[&str], p: Precision, term: impl Fn(&Op) -> f64) {
+    let cases = files.iter().flat_map(|file| cases_of(b, file)).collect();
+    parity_of_cases(b, cases, p, term);
+}
+
+/// The same of an attention that has rows and heads enough for what devices have for large passes alone.
+pub fn parity_of_large_attention<B: Backend>(b: &mut B, head_dim: usize, p: Precision) {
+    let op = Attention { pack: packs::flat(&[256]), cached: vec![], dims: packs::heads(68, 4, head_dim, None) };
+    parity_of_cases(b, vec![Case::new("an attention of 68 heads", op)], p, |_| unit(p.acc));
+}
+
+fn parity_of_cases<B: Backend>(b: &mut B, cases: Vec<Case>, p: Precision, term: impl Fn(&Op) -> f64) {
     let mut oracle = Cpu::oracle();
     let (acc_unit, compute_unit) = (unit(p.acc), unit(p.compute));
     // What must not pass: 16-bit sums stay short of it, and the plain path's sums of hundreds of 32-bit numbers too.
@@ -202,7 +214,6 @@ fn parity_of_products<B: Backend>(b: &mut B, files: &[&str], p: Precision, term:
         false => 32.0 * compute_unit,
     };
     let mut failed = Vec::new();
-    let cases: Vec<Case> = files.iter().flat_map(|file| cases_of(b, file)).collect();
     for case in cases {
         let expected = Expected::new(&mut oracle, rounded(case, p), p);
         let term = term(&expected.case.op);

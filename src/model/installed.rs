@@ -32,6 +32,7 @@ impl<B: Backend> Adaptation<B> {
         if let Some(tokens) = &self.layout.tokens {
             self.token_head = TokenHead::new(backend, &model.weights.embed, tokens)?;
             self.refresh(backend);
+            self.update_norms(backend, model);
         }
         let Some(saved) = &self.layout.saved else { return Ok(()) };
         assert!(!model.weights.owned, "install: the model has an adapter's weights");

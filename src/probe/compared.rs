@@ -6,7 +6,6 @@ use super::arm::Arm;
 use super::arm_run::ArmRun;
 use super::condition::Condition;
 use super::plan::{Plan, Query};
-use super::position::Position;
 use super::report::measures::{
     ArmMeasures, ExampleAnswer, ExampleReport, LoraOverlap, OutputMeasures, PairMeasures, PcaArm, PcaReport, Values,
     of_states,
@@ -110,7 +109,7 @@ fn attention(
         let noise = sim_aou_gaussian(zero, icl, width, noise);
         values.insert("sim_aou_gaussian".to_owned(), MeanSd::of(noise));
     }
-    if settings.measures.has("sim_am") && settings.position == Position::Last {
+    if settings.reads_scores() {
         // An item is a query and a head; a sliding window may hide a query's first tokens from its last.
         let heads = config.num_attention_heads;
         let [zero, icl, tuned] = [zero, icl, tuned]

@@ -120,7 +120,7 @@ pub struct LayerReport {
     /// `mlp_attribution`; `probe_accuracy`, `probe_shuffled_labels`, `probe_random_features`. See
     /// [`crate::measures::readouts`].
     pub readouts: Vec<ArmMeasures>,
-    /// `sim_aou` and `sim_aou_gaussian`, `sim_am` and `sim_am_zero_shot`: see [`crate::measures::attention`].
+    /// `sim_aou` and `sim_aou_gaussian`, `sim_am` and `sim_am_zero_shot` (where the query's last token is compared): see [`crate::measures::attention`].
     pub attention: Values,
 }
 

@@ -105,7 +105,7 @@ pub fn run_studies<B: Backend>(
     }
     let asked = |name: &str| conditions.iter().any(|condition| condition.settings.measures.has(name));
     let terms = if asked("attribution") { &TERMS[..] } else { &TERMS[..usize::from(asked("sim_aou"))] };
-    let scores = asked("sim_am").then_some(Site::AttnScores);
+    let scores = conditions.iter().any(|condition| condition.settings.reads_scores()).then_some(Site::AttnScores);
     let sites: Vec<Site> = terms.iter().copied().chain(scores).collect();
     let adapted = conditions.iter().filter_map(|condition| condition.settings.layers_to_transform.as_ref());
     let lowest = adapted.flatten().copied().min();
@@ -196,7 +196,7 @@ impl ArmPlan {
     fn new(arm: Arm, Condition { settings, plan, .. }: &Condition, edited: bool) -> Self {
         let mut own = OwnTokens::new(plan);
         // Where nobody asks which they are, prompts of conditions that find other ones are the same prompts.
-        own.told = edited || settings.measures.has("sim_am");
+        own.told = edited || settings.reads_scores();
         // Without demonstrations or training all seeds have the same queries.
         let same = !arm.has_demonstrations() && !arm.trains() && settings.position != Position::Demos;
         let seeds = if same { &plan.seeds[..1] } else { &plan.seeds[..] };

@@ -216,6 +216,11 @@ impl ProbeSettings {
         self.training(Arm::Pt, 0, sequences).validate_in("soft")
     }
 
+    /// Whether attention scores are read: for SimAM, which is of the query's last token.
+    pub(super) fn reads_scores(&self) -> bool {
+        self.measures.has("sim_am") && self.position == Position::Last
+    }
+
     /// The adapted modules of a model of some family.
     ///
     /// # Errors

@@ -153,12 +153,12 @@ impl<B: Backend> Reading<'_, B> {
         let positions = width / self.model.config.num_attention_heads;
         let mut rows = found.chunks_exact(width);
         for part in &batch.states {
-            for (&row, scores) in part.rows.iter().zip(rows.by_ref()) {
-                let last = batch.pack.positions()[row] as usize + 1;
-                let heads = scores.chunks_exact(positions);
-                states[part.group].scores[layer][part.prompt] =
-                    heads.flat_map(|head| head[last - part.own..last].iter().copied()).collect();
-            }
+            let scores = rows.by_ref().take(part.rows.len()).last();
+            let (Some(&row), Some(scores)) = (part.rows.last(), scores) else { continue };
+            let last = batch.pack.positions()[row] as usize + 1;
+            let heads = scores.chunks_exact(positions);
+            states[part.group].scores[layer][part.prompt] =
+                heads.flat_map(|head| head[last - part.own..last].iter().copied()).collect();
         }
     }
 

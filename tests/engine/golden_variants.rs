@@ -124,6 +124,7 @@ fn rows_of_trained_tokens_are_pefts() {
     check("tokens", NORM);
     check("tokens_gpt2", NORM);
     check("tokens_tied", NORM);
+    check("dora_tokens", NORM);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use llamaprobe::probe::arm::Arm;
 use llamaprobe::probe::plan::SeedPlan;
 use llamaprobe::probe::report::{PatchLayer, PatchVector, SeedReport, Summary};
 use llamaprobe::probe::statistics::MeanSd;
-use llamaprobe::probe::{Base, Position, TuningKind, run_conditions};
+use llamaprobe::probe::{Base, Measures, Position, TuningKind, run_conditions};
 use llamaprobe::task::prompts::Prompt;
 use llamaprobe::task::{Example, Task};
 use llamaprobe::train::data::TrainSequence;
@@ -110,6 +110,7 @@ fn reads(bench: &Bench, seed: &SeedPlan, position: Position) -> [Read; 2] {
 fn positions_are_the_rows_of_a_reader_of_single_sequences() {
     let mut bench = Bench::new();
     bench.settings.epochs = 0.0;
+    bench.settings.measures = Measures::all();
     let width = bench.model.config.hidden_size;
     for position in Position::ALL {
         bench.settings.position = position;
@@ -138,6 +139,9 @@ fn positions_are_the_rows_of_a_reader_of_single_sequences() {
                         assert!((found - expected).abs() < 1e-6, "{position:?} {l}: {found} {expected}");
                     }
                     assert_eq!(pair(layer, Arm::ZeroShot, Arm::Lora).cosine.mean, Some(1.0), "an untrained LoRA");
+                    let depth = bench.model.config.num_hidden_layers;
+                    let scored = position == Position::Last && l < depth;
+                    assert_eq!(layer.attention.contains_key("sim_am"), scored, "{position:?} {l}");
                 }
             }
         }

@@ -40,6 +40,7 @@ CASES = {
     "tokens": dict(model="tiny", seed=24, target_modules=["q_proj"], trainable_token_indices=[11, 3, 17], schedule="linear", warmup=2, weight_decay=0.1, max_grad_norm=0.5),
     "tokens_gpt2": dict(model="gpt2", seed=25, target_modules=["c_attn"], trainable_token_indices=[18, 2, 9], ratio=4.0, learning_rate=5e-3, weight_decay=0.1),
     "tokens_tied": dict(model="qwen2", seed=26, target_modules=["v_proj"], trainable_token_indices={"embed_tokens": [7, 30]}, modules_to_save=["norm"], learning_rate=5e-3),
+    "dora_tokens": dict(model="qwen2", seed=27, use_dora=True, target_modules=["q_proj", "up_proj"], trainable_token_indices=[7, 30], weight_decay=0.1, max_grad_norm=0.5),
     "embed_gpt2": dict(model="gpt2", seed=18, target_modules=["wte"]),
 }
 OWN = {"kind", "model", "seed", "ratio", "schedule", "warmup", "weight_decay", "max_grad_norm", "learning_rate", "batch_size", "accumulation"}

@@ -74,7 +74,7 @@ API nvrtcCompileProgram(void* handle, int count, const char* const* options) {
     fclose(file);
     const char* include = getenv("FAKE_NVRTC_INCLUDE");
     const char* flags = getenv("FAKE_NVRTC_FLAGS");
-    std::string command = "g++ -O2 -std=c++17 -fPIC -shared -fvisibility=hidden -fno-gnu-unique -w -pthread -I";
+    std::string command = "g++ -O1 -std=c++17 -fPIC -shared -fvisibility=hidden -fno-gnu-unique -w -pthread -I";
     command += std::string(include ? include : ".") + " " + (flags ? flags : "");
     for (int i = 0; i < count; i++)
         if (!strncmp(options[i], "-D", 2)) command += std::string(" ") + options[i];

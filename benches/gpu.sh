@@ -80,6 +80,8 @@ print(":".join(p for r in sorted(roots) for d in ("cu13", "cuda_nvrtc", "cublas"
     check parity parity "$dir/ops"
     # What a device of compute capability 9.0 uses only if it is asked to; others do the same again.
     check "parity with LLAMAPROBE_HOPPER" parity env LLAMAPROBE_HOPPER=1 "$dir/ops"
+    # Kernels that are launched before the one before them has ended, on devices of compute capability 9.0 and newer.
+    check "parity with LLAMAPROBE_PDL" parity env LLAMAPROBE_PDL=1 "$dir/ops"
     sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2> /dev/null || true)
     for tool in memcheck racecheck; do
         if [ -n "$sanitizer" ]; then
@@ -93,6 +95,11 @@ print(":".join(p for r in sorted(roots) for d in ("cu13", "cuda_nvrtc", "cublas"
     done
     check "bench attention with LLAMAPROBE_HOPPER" env LLAMAPROBE_HOPPER=1 CRITERION_HOME="$out/criterion-hopper" \
         "$dir/bench-ops" --bench '^attention'
+    # The words of the second say how it differs from the first.
+    for pdl in 0 1; do
+        check "bench steps with LLAMAPROBE_PDL $pdl" env LLAMAPROBE_PDL=$pdl CRITERION_HOME="$out/criterion-pdl" \
+            "$dir/bench-model" --bench '^step'
+    done
     exec "$python" "$here/peers/gpu.py" "$dir" "$out"
     ;;
 *) usage ;;

@@ -80,6 +80,7 @@ DEV void gate_bwd(Function f, real* __restrict__ d_gate, real* __restrict__ d_up
 
 extern "C" __global__ void __launch_bounds__(256) swiglu_fwd(real* __restrict__ act, const real* __restrict__ gate,
                                                              const real* __restrict__ up, i64 len) {
+    begin_kernel();
     gate_fwd(Silu(), act, gate, up, len);
 }
 
@@ -87,11 +88,13 @@ extern "C" __global__ void __launch_bounds__(256) swiglu_bwd(real* __restrict__ 
                                                              const float* __restrict__ d_act,
                                                              const real* __restrict__ gate,
                                                              const real* __restrict__ up, i64 len) {
+    begin_kernel();
     gate_bwd(Silu(), d_gate, d_up, d_act, gate, up, len);
 }
 
 extern "C" __global__ void __launch_bounds__(256) gated_fwd(real* __restrict__ act, const real* __restrict__ gate,
                                                             const real* __restrict__ up, int kind, i64 len) {
+    begin_kernel();
     with_function(kind, [&](auto f) { gate_fwd(f, act, gate, up, len); });
 }
 
@@ -99,11 +102,13 @@ extern "C" __global__ void __launch_bounds__(256) gated_bwd(real* __restrict__ d
                                                             const float* __restrict__ d_act,
                                                             const real* __restrict__ gate,
                                                             const real* __restrict__ up, int kind, i64 len) {
+    begin_kernel();
     with_function(kind, [&](auto f) { gate_bwd(f, d_gate, d_up, d_act, gate, up, len); });
 }
 
 extern "C" __global__ void __launch_bounds__(256) activation_fwd(real* __restrict__ act, const real* __restrict__ x,
                                                                  int kind, i64 len) {
+    begin_kernel();
     i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (i >= len) return;
     float v[8];
@@ -118,6 +123,7 @@ extern "C" __global__ void __launch_bounds__(256) activation_fwd(real* __restric
 extern "C" __global__ void __launch_bounds__(256) activation_bwd(real* __restrict__ d_x,
                                                                  const float* __restrict__ d_act,
                                                                  const real* __restrict__ x, int kind, i64 len) {
+    begin_kernel();
     i64 i = (i64)blockIdx.x * blockDim.x * 8 + first_column();
     if (i >= len) return;
     bool vectors = in_vectors(len, d_x, d_act, x);

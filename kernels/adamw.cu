@@ -17,6 +17,7 @@
 
 extern "C" __global__ void __launch_bounds__(256) grad_norm_parts(float* __restrict__ parts,
                                                                   const float* __restrict__ d_params, i64 stride) {
+    begin_kernel();
     __shared__ float sums[32];
     d_params += blockIdx.y * stride;
     float squares = 0.0f, v[4];
@@ -31,6 +32,7 @@ extern "C" __global__ void __launch_bounds__(256) grad_norm_parts(float* __restr
 
 extern "C" __global__ void __launch_bounds__(32) grad_norm(float* __restrict__ norm_sq,
                                                            const float* __restrict__ parts, int count) {
+    begin_kernel();
     float sum = 0.0f;
     for (int i = threadIdx.x; i < count; i += 32) sum += parts[blockIdx.x * count + i];
     sum = warp_sum(sum);
@@ -39,6 +41,7 @@ extern "C" __global__ void __launch_bounds__(32) grad_norm(float* __restrict__ n
 
 extern "C" __global__ void __launch_bounds__(256) check_finite(float* __restrict__ stop,
                                                                const float* __restrict__ values, int len) {
+    begin_kernel();
     __shared__ float parts[32];
     float wrong = 0.0f;
     for (int i = threadIdx.x; i < len; i += blockDim.x)
@@ -53,6 +56,7 @@ extern "C" __global__ void __launch_bounds__(256) adamw(float* __restrict__ para
                                                         const float* __restrict__ stop,
                                                         const float* __restrict__ steps,
                                                         const float* __restrict__ fast, i64 stride) {
+    begin_kernel();
     const float* step = steps + blockIdx.y * 12;
     if (step[0] == 0.0f || stop[0] != 0.0f) return;
     float decay = step[1], beta1 = step[2], rest1 = step[3], beta2 = step[4], rest2 = step[5], root = step[6];

@@ -164,18 +164,20 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                   const int* __restrict__ tile_lists, const int* __restrict__ tiles, const int* __restrict__ positions,
                   const int* __restrict__ lasts, int heads, int kv_heads, int width, float scale, int window, int ahead,
                   int alibi, float cap, int second) {
+    begin_kernel();
     DYNAMIC_SHARED(memory);
     forward<1, TILE>(memory, {z, lse, q, k, v, cached_k, cached_v, block_rows, list_starts, tile_lists, tiles, positions,
                               lasts, heads, kv_heads, width, window, ahead, alibi, scale, cap, second});
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
-    attention_fwd_128(real* __restrict__ z, float* __restrict__ lse, const real* __restrict__ q, const real* __restrict__ k,
+    attention_fwd_128(real* WRITE_ONLY z, float* __restrict__ lse, const real* __restrict__ q, const real* __restrict__ k,
                       const real* __restrict__ v, const real* __restrict__ cached_k, const real* __restrict__ cached_v,
                       const int* __restrict__ block_rows, const int* __restrict__ list_starts,
                       const int* __restrict__ tile_lists, const int* __restrict__ tiles, const int* __restrict__ positions,
                       const int* __restrict__ lasts, int heads, int kv_heads, int width, float scale, int window, int ahead,
                       int alibi, float cap, int second) {
+    begin_kernel();
     DYNAMIC_SHARED(memory);
     if constexpr (ROWS_128)
         forward<2, 2 * TILE>(memory, {z, lse, q, k, v, cached_k, cached_v, block_rows, list_starts, tile_lists, tiles,
@@ -186,6 +188,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
 extern "C" __global__ void __launch_bounds__(256)
     attention_bwd_delta(float* __restrict__ delta, real* __restrict__ d_z_real, const float* __restrict__ d_z,
                         const real* __restrict__ z, int rows, int heads, int width) {
+    begin_kernel();
     i64 at = (i64)blockIdx.x * 8 + threadIdx.x / 32;
     if (at >= (i64)rows * heads) return;
     int lane = threadIdx.x % 32;
@@ -215,6 +218,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                      const int* __restrict__ tile_lists, const int* __restrict__ tiles,
                      const int* __restrict__ positions, const int* __restrict__ lasts, int heads, int kv_heads,
                      int width, float scale, int window, int ahead, int alibi, float cap, int second) {
+    begin_kernel();
     DYNAMIC_SHARED(memory);
     real *queries = reinterpret_cast<real*>(memory), *gradients = queries + BLOCK_ROWS * STRIDE;
     real* buffers = gradients + BLOCK_ROWS * STRIDE;
@@ -411,6 +415,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, DKV_BLOCKS)
                       const int* __restrict__ positions, const int* __restrict__ lasts, int rows,
                       float* __restrict__ parts, int* __restrict__ tickets, int part_rows, int heads, int kv_heads,
                       int width, float scale, int window, int ahead, int alibi, float cap, int second) {
+    begin_kernel();
     constexpr int OF_TILE = TILE / BLOCK_ROWS, THREADS = 32 * WARPS;
     DYNAMIC_SHARED(memory);
     real *keys = reinterpret_cast<real*>(memory), *values = keys + BLOCK_ROWS * STRIDE;
@@ -498,6 +503,7 @@ extern "C" __global__ void __launch_bounds__(128)
                       const int* __restrict__ keys, const int* __restrict__ positions, const int* __restrict__ lasts,
                       int heads, int kv_heads, int width, float scale, int ahead, int alibi, float cap,
                       int longest, int normalised) {
+    begin_kernel();
     int head = blockIdx.y, group = head / (heads / kv_heads), row = rows[blockIdx.x];
     int last = min(lasts[row], positions[row] + ahead);
     float slope = slope_of(head, alibi);
@@ -528,6 +534,7 @@ extern "C" __global__ void __launch_bounds__(128)
 extern "C" __global__ void __launch_bounds__(256)
     attention_result(float* __restrict__ out, const real* __restrict__ z, const real* __restrict__ weight,
                      const int* __restrict__ rows, int heads, int head_dim, int width) {
+    begin_kernel();
     int head = blockIdx.y;
     i64 pitch = (i64)heads * head_dim;
     out += ((i64)blockIdx.x * heads + head) * width;

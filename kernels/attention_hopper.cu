@@ -329,6 +329,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                          const int* __restrict__ tile_lists, const int* __restrict__ tiles, const int* __restrict__ positions,
                          const int* __restrict__ lasts, int blocks, int heads, int kv_heads, float scale, int window, int ahead,
                          int alibi) {
+    begin_kernel();
 #if defined(SIMT) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
     DYNAMIC_SHARED(memory);
     Attention in = {z,         lse,   q,      k,     v,        cached_k, cached_v, block_rows, list_starts, tile_lists, tiles,

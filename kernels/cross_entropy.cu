@@ -14,6 +14,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_fwd(float* __res
                                                                     const float* __restrict__ logits,
                                                                     const int* __restrict__ targets, int rows,
                                                                     int vocab) {
+    begin_kernel();
     __shared__ float parts[32];
     int row = blockIdx.x;
     logits += (i64)row * vocab;
@@ -27,6 +28,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(float* __res
                                                                     const int* __restrict__ targets,
                                                                     const float* __restrict__ row_weights, int rows,
                                                                     int vocab, float inverse_cap) {
+    begin_kernel();
     __shared__ float parts[32];
     int row = blockIdx.x, target = targets[row];
     logits += (i64)row * vocab;
@@ -48,6 +50,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(float* __res
 }
 
 extern "C" __global__ void __launch_bounds__(256) logits_softcap(float* __restrict__ logits, float cap, i64 len) {
+    begin_kernel();
     i64 i = (i64)blockIdx.x * blockDim.x * 8 + first_column();
     if (i >= len) return;
     bool vectors = in_vectors(len, logits);

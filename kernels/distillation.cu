@@ -15,6 +15,7 @@ extern "C" __global__ void __launch_bounds__(256) state_loss(float* __restrict__
                                                              const float* __restrict__ target,
                                                              const float* __restrict__ row_weights, int rows,
                                                              int width) {
+    begin_kernel();
     __shared__ float parts[32];
     i64 at = (i64)blockIdx.x * width;
     float a[8], b[8], sum = 0.0f, factor = row_weights[blockIdx.x] * (2.0f / (float)width);
@@ -39,6 +40,7 @@ extern "C" __global__ void __launch_bounds__(256) kl_loss(float* __restrict__ lo
                                                           const float* __restrict__ teacher,
                                                           const float* __restrict__ row_weights, int rows, int vocab,
                                                           float temperature, float inverse, float inverse_cap) {
+    begin_kernel();
     __shared__ float parts[32];
     i64 at = (i64)blockIdx.x * vocab;
     logits += at;

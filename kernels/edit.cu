@@ -34,6 +34,7 @@ extern "C" __global__ void __launch_bounds__(256) edit_wide(float* __restrict__ 
                                                             const int* __restrict__ rows,
                                                             const int* __restrict__ value_rows, int count, int width,
                                                             float keep, float add, float along) {
+    begin_kernel();
     __shared__ float parts[32];
     edit_row(x + (i64)rows[blockIdx.x] * width, values + (i64)value_rows[blockIdx.x] * width, width, keep, add, along,
              parts);
@@ -43,6 +44,7 @@ extern "C" __global__ void __launch_bounds__(256) edit_real(real* __restrict__ x
                                                             const int* __restrict__ rows,
                                                             const int* __restrict__ value_rows, int count, int width,
                                                             float keep, float add, float along) {
+    begin_kernel();
     __shared__ float parts[32];
     edit_row(x + (i64)rows[blockIdx.x] * width, values + (i64)value_rows[blockIdx.x] * width, width, keep, add, along,
              parts);

@@ -16,6 +16,7 @@ extern "C" __global__ void __launch_bounds__(256) embed_fwd(float* __restrict__ 
                                                             const int* __restrict__ tokens,
                                                             const int* __restrict__ run, int rows, int width,
                                                             i64 stride, i64 offset, float scale) {
+    begin_kernel();
     int row = blockIdx.x, token = tokens[row];
     float factor = rounded(scale);
     out += (i64)row * width;
@@ -41,6 +42,7 @@ extern "C" __global__ void __launch_bounds__(256) embed_bwd_prompt(float* __rest
                                                                    const int* __restrict__ starts,
                                                                    const int* __restrict__ order, int groups,
                                                                    int width, i64 stride, i64 offset) {
+    begin_kernel();
     int u = blockIdx.x;
     float* to = d_prompt + runs[u] * stride + offset + (i64)ids[u] * width;
     add_rows(to, d_out, order + starts[u], starts[u + 1] - starts[u], width);
@@ -52,6 +54,7 @@ extern "C" __global__ void __launch_bounds__(256) embed_bwd_table(float* __restr
                                                                   const int* __restrict__ starts,
                                                                   const int* __restrict__ order, int groups,
                                                                   int width, float scale) {
+    begin_kernel();
     int u = blockIdx.x;
     float* to = d_table + (i64)ids[u] * width;
     add_rows(to, d_out, order + starts[u], starts[u + 1] - starts[u], width, rounded(scale));

@@ -15,6 +15,7 @@ extern "C" __global__ void __launch_bounds__(1024) layer_norm_fwd(real* __restri
                                                                  const real* __restrict__ weight,
                                                                  const real* __restrict__ bias, int rows, int width,
                                                                  float eps) {
+    begin_kernel();
     __shared__ float parts[32];
     x += (i64)blockIdx.x * width;
     out += (i64)blockIdx.x * width;
@@ -54,6 +55,7 @@ extern "C" __global__ void __launch_bounds__(1024) layer_norm_bwd(float* __restr
                                                                  const float* __restrict__ rstd,
                                                                  const real* __restrict__ weight, int rows,
                                                                  int width) {
+    begin_kernel();
     __shared__ float parts[32];
     x += (i64)blockIdx.x * width;
     d_x += (i64)blockIdx.x * width;
@@ -94,6 +96,7 @@ extern "C" __global__ void __launch_bounds__(256) layer_norm_bwd_affine(float* _
                                                                         const float* __restrict__ mean,
                                                                         const float* __restrict__ rstd, int rows,
                                                                         int width) {
+    begin_kernel();
     __shared__ float scales[8][32], shifts[8][32];
     int lane = threadIdx.x % 32, part = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
     float scale = 0.0f, shift = 0.0f;

@@ -8,6 +8,7 @@
 extern "C" __global__ void __launch_bounds__(256) linear_bwd_bias(float* __restrict__ d_bias,
                                                                   const real* __restrict__ d_out, int rows,
                                                                   int width) {
+    begin_kernel();
     __shared__ float sums[8][32];
     int lane = threadIdx.x % 32, part = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
     float sum = 0.0f;

@@ -54,6 +54,7 @@ extern "C" __global__ void __launch_bounds__(32 * NARROW_WARPS, 1)
                     int* __restrict__ tickets, i64 pitch, const u64* __restrict__ seeds, const u32* __restrict__ keys,
                     u64 site, u64 site1, u64 site2, u32 threshold, float keep_scale, int rank, int input, i64 stride,
                     i64 a, i64 a1, i64 a2) {
+    begin_kernel();
     Narrow narrow = narrow_of(parts, tickets, pitch, rank);
     float* out = pick(narrow.lora, xa, xa1, xa2);
     int beyond = (int)blockIdx.x - tile_count;
@@ -105,6 +106,7 @@ extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
                     const int* __restrict__ tiles, const int* __restrict__ positions, const float* __restrict__ cos_sin,
                     int rotated, int half, int rank, int output, int output1, int output2, i64 stride, i64 b, i64 b1,
                     i64 b2, float scale) {
+    begin_kernel();
     const int* tile = tiles + blockIdx.x * 3;
     int l = blockIdx.z;
     real* out = pick(l, y, y1, y2);
@@ -140,6 +142,7 @@ extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
     lora_fwd_expand_gated(real* __restrict__ gate, real* __restrict__ up, real* __restrict__ act,
                           const float* __restrict__ xa, const float* __restrict__ xa1, const float* __restrict__ params,
                           const int* __restrict__ tiles, int rank, int output, i64 stride, i64 b, i64 b1, float scale) {
+    begin_kernel();
     const int* tile = tiles + blockIdx.x * 3;
     int from = (blockIdx.y * WIDE_WARPS + threadIdx.x / 32) * 64;
     if (from >= output || tile[2] == 0) return;
@@ -158,6 +161,7 @@ extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
 extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
     lora_delta(float* __restrict__ out, const float* __restrict__ xa, const float* __restrict__ params,
                const int* __restrict__ tiles, int rank, int output, i64 stride, i64 b, float scale) {
+    begin_kernel();
     const int* tile = tiles + blockIdx.x * 3;
     LowRank factors = {xa, params + tile[0] * stride + b, {}};
     wide_product<true>(out, {}, Stored<float>{out}, tile, blockIdx.y, NEIGHBOURS, rank, output, scale, 1,
@@ -170,6 +174,7 @@ extern "C" __global__ void __launch_bounds__(32 * NARROW_WARPS, 1)
                 const real* __restrict__ d_y2, const float* __restrict__ params, const int* __restrict__ tiles,
                 float* __restrict__ parts, int* __restrict__ tickets, i64 pitch, int rank, int output, int output1,
                 int output2, i64 stride, i64 b, i64 b1, i64 b2, float scale) {
+    begin_kernel();
     const int* tile = tiles + blockIdx.x * 3;
     Narrow narrow = narrow_of(parts, tickets, pitch, rank);
     int l = narrow.lora;
@@ -299,6 +304,7 @@ extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 3)
                     u64 site, u64 site1, u64 site2, u32 threshold, float keep_scale, int loras, int rank, int input,
                     int output, int output1, int output2, i64 stride, i64 a, i64 a1, i64 a2, i64 b, i64 b1, i64 b2,
                     float scale) {
+    begin_kernel();
     auto dropout = [&](int l) { return Dropout{seeds, keys, pick(l, site, site1, site2), threshold}; };
     int ranks = (rank + 15) / 16, of_a = (input + 63) / 64, columns = 0;
     for (int l = 0; l < loras; l++) columns += (pick(l, output, output1, output2) + 63) / 64 + of_a;

@@ -10,6 +10,7 @@
 extern "C" __global__ void __launch_bounds__(256) position_fwd(float* __restrict__ x, const real* __restrict__ table,
                                                                const int* __restrict__ positions, int rows, int width,
                                                                int first) {
+    begin_kernel();
     x += (i64)blockIdx.x * width;
     table += (i64)(first + positions[blockIdx.x]) * width;
     bool vectors = in_vectors(width, x, table);
@@ -29,6 +30,7 @@ extern "C" __global__ void __launch_bounds__(256) position_bwd_table(float* __re
                                                                      const int* __restrict__ starts,
                                                                      const int* __restrict__ order, int groups,
                                                                      int width, int first) {
+    begin_kernel();
     int u = blockIdx.x;
     add_rows(d_table + (i64)(first + ids[u]) * width, d_x, order + starts[u], starts[u + 1] - starts[u], width);
 }

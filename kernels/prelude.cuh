@@ -42,6 +42,32 @@ typedef REAL real;
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
+// ---- How every kernel begins: in all its threads, before they read or write memory of the device, and before they return
+//
+// Built with PDL=1 for compute capability 9.0 or newer, a kernel may be launched while the one before it in the stream still runs
+// (programmatic dependent launch; PTX ISA, griddepcontrol). It waits until that one has ended and what it wrote can be seen, and
+// lets the next one be launched. That one waits for this one alone: so no thread may skip the wait.
+#ifndef PDL
+#define PDL 0
+#endif
+#if PDL
+// What a kernel reads through restrict pointers is promised to be as it was when the kernel started. The compiler takes it from a
+// cache that sees no other kernel's writes (ld.global.nc), and may read it before the wait.
+#define __restrict__
+#endif
+// Of a pointer that a kernel does not read through.
+#define WRITE_ONLY __restrict
+#ifdef SIMT
+#define begin_kernel() simt::begin_kernel(SIMT_HERE)
+#else
+DEV void begin_kernel() {
+#if PDL && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+#endif
+
 // ---- Numbers
 
 DEV float widen(float x) { return x; }

@@ -60,6 +60,7 @@ DEV void norm_row(real* __restrict__ out, float* __restrict__ rstd, const real* 
 extern "C" __global__ void __launch_bounds__(1024, BLOCKS_OF_1024)
     rms_norm_fwd(real* __restrict__ out, float* __restrict__ rstd, const float* __restrict__ x,
                  const real* __restrict__ weight, int rows, int width, float eps, int form) {
+    begin_kernel();
     __shared__ float parts[32];
     x += (i64)blockIdx.x * width;
     bool vectors = in_vectors(width, x);
@@ -70,6 +71,7 @@ extern "C" __global__ void __launch_bounds__(1024, BLOCKS_OF_1024)
 extern "C" __global__ void __launch_bounds__(1024, BLOCKS_OF_1024)
     rms_norm_compute_fwd(real* __restrict__ out, float* __restrict__ rstd, const real* __restrict__ x,
                          const real* __restrict__ weight, int rows, int width, float eps, int form) {
+    begin_kernel();
     __shared__ float parts[32];
     x += (i64)blockIdx.x * width;
     bool vectors = in_vectors(width, x);
@@ -81,6 +83,7 @@ extern "C" __global__ void __launch_bounds__(1024, BLOCKS_OF_1024)
     residual_rms_norm_fwd(float* __restrict__ sum, real* __restrict__ out, float* __restrict__ rstd,
                           const float* __restrict__ a, const real* __restrict__ b, const real* __restrict__ weight,
                           int rows, int width, float eps, int form) {
+    begin_kernel();
     __shared__ float parts[32];
     i64 from = (i64)blockIdx.x * width;
     a += from, b += from, sum += from;
@@ -136,6 +139,7 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm_bwd(float* __restric
                                                                const float* __restrict__ rstd,
                                                                const real* __restrict__ weight, int rows, int width,
                                                                int form) {
+    begin_kernel();
     __shared__ float parts[32];
     d_x += (i64)blockIdx.x * width;
     d_out += (i64)blockIdx.x * width;
@@ -157,6 +161,7 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm_compute_bwd(real* d_
                                                                        const float* __restrict__ rstd,
                                                                        const real* __restrict__ weight, int rows,
                                                                        int width, int form) {
+    begin_kernel();
     __shared__ float parts[32];
     d_x += (i64)blockIdx.x * width;
     bool vectors = in_vectors(width, d_x);
@@ -187,6 +192,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd_weight(float* __r
                                                                       const float* __restrict__ x,
                                                                       const float* __restrict__ rstd, int rows,
                                                                       int width) {
+    begin_kernel();
     __shared__ float sums[8][32];
     add_weight_gradient(d_weight, d_out, x, rstd, rows, width, sums);
 }
@@ -194,6 +200,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_bwd_weight(float* __r
 extern "C" __global__ void __launch_bounds__(256)
     rms_norm_compute_bwd_weight(float* __restrict__ d_weight, const real* __restrict__ d_out,
                                 const real* __restrict__ x, const float* __restrict__ rstd, int rows, int width) {
+    begin_kernel();
     __shared__ float sums[8][32];
     add_weight_gradient(d_weight, d_out, x, rstd, rows, width, sums);
 }

@@ -36,6 +36,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_fwd(real* __restrict__ x,
                                                            const int* __restrict__ positions,
                                                            const float* __restrict__ cos_sin, int rows, int heads,
                                                            int heads_too, int head_dim, int rotary_dim) {
+    begin_kernel();
     rotate_row(x, x_too, positions, cos_sin, heads, heads_too, head_dim, rotary_dim, 1.0f);
 }
 
@@ -43,5 +44,6 @@ extern "C" __global__ void __launch_bounds__(256) rope_bwd(real* __restrict__ d_
                                                            const int* __restrict__ positions,
                                                            const float* __restrict__ cos_sin, int rows, int heads,
                                                            int heads_too, int head_dim, int rotary_dim) {
+    begin_kernel();
     rotate_row(d_x, d_x_too, positions, cos_sin, heads, heads_too, head_dim, rotary_dim, -1.0f);
 }

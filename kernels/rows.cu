@@ -14,6 +14,7 @@
 // Determinism: every element has one writer; scatter_add* add in the order of `order`.
 
 extern "C" __global__ void __launch_bounds__(256) cast(real* __restrict__ out, const float* __restrict__ x, i64 len) {
+    begin_kernel();
     i64 i = (i64)blockIdx.x * blockDim.x * 8 + first_column();
     if (i >= len) return;
     bool vectors = in_vectors(len, out, x);
@@ -24,6 +25,7 @@ extern "C" __global__ void __launch_bounds__(256) cast(real* __restrict__ out, c
 
 extern "C" __global__ void __launch_bounds__(256) cast_wide(float* __restrict__ out, const real* __restrict__ x,
                                                             i64 len) {
+    begin_kernel();
     i64 i = (i64)blockIdx.x * blockDim.x * 8 + first_column();
     if (i >= len) return;
     bool vectors = in_vectors(len, out, x);
@@ -34,6 +36,7 @@ extern "C" __global__ void __launch_bounds__(256) cast_wide(float* __restrict__ 
 
 extern "C" __global__ void __launch_bounds__(256) residual_fwd(float* __restrict__ out, const float* __restrict__ a,
                                                                const real* __restrict__ b, i64 len) {
+    begin_kernel();
     i64 i = (i64)blockIdx.x * blockDim.x * 8 + first_column();
     if (i >= len) return;
     bool vectors = in_vectors(len, out, a, b);
@@ -57,11 +60,13 @@ DEV void copy_row(T* __restrict__ out, const T* __restrict__ x, int width) {
 
 extern "C" __global__ void __launch_bounds__(256) gather_compute(real* __restrict__ out, const real* __restrict__ x,
                                                                  const int* __restrict__ rows, int count, int width) {
+    begin_kernel();
     copy_row(out + (i64)blockIdx.x * width, x + (i64)rows[blockIdx.x] * width, width);
 }
 
 extern "C" __global__ void __launch_bounds__(256) gather_acc(float* __restrict__ out, const float* __restrict__ x,
                                                              const int* __restrict__ rows, int count, int width) {
+    begin_kernel();
     copy_row(out + (i64)blockIdx.x * width, x + (i64)rows[blockIdx.x] * width, width);
 }
 
@@ -69,6 +74,7 @@ extern "C" __global__ void __launch_bounds__(256) scatter_add(float* __restrict_
                                                               const int* __restrict__ ids,
                                                               const int* __restrict__ starts,
                                                               const int* __restrict__ order, int groups, int width) {
+    begin_kernel();
     int u = blockIdx.x;
     add_rows(d_x + (i64)ids[u] * width, d_out, order + starts[u], starts[u + 1] - starts[u], width);
 }
@@ -79,6 +85,7 @@ extern "C" __global__ void __launch_bounds__(256) scatter_add_compute(real* __re
                                                                       const int* __restrict__ starts,
                                                                       const int* __restrict__ order, int groups,
                                                                       int width) {
+    begin_kernel();
     int u = blockIdx.x, first = starts[u], end = starts[u + 1];
     if (first == end) width = 0;
     real* to = d_x + (i64)ids[u] * width;

@@ -41,6 +41,7 @@ DEV void load_factors(float (&f)[n], const Factors& factors, int column, int wid
 extern "C" __global__ void __launch_bounds__(256)
     weight_norm(float* __restrict__ norms, const real* __restrict__ weight, const float* __restrict__ params, int first,
                 int rank, int input, int output, i64 stride, i64 a, i64 b, float scale, i64 norm_stride, i64 norm_at) {
+    begin_kernel();
     int run = first + blockIdx.y, row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= output) return;
     const float* of_a = params + run * stride + a;
@@ -69,6 +70,7 @@ extern "C" __global__ void __launch_bounds__(256)
     scale_fwd(real* __restrict__ y, real* __restrict__ unscaled, const float* __restrict__ params,
               const float* __restrict__ norms, const real* __restrict__ bias, const int* __restrict__ tiles, int width,
               i64 stride, i64 at, i64 norm_stride, i64 norm_at) {
+    begin_kernel();
     const int* tile = tiles + blockIdx.x * 3;
     int first = tile[1], rows = tile[2], column = blockIdx.y * 2048 + first_column();
     if (column >= width) return;
@@ -127,6 +129,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     scale_bwd_real(float* __restrict__ d_params, real* __restrict__ d_y, const real* __restrict__ unscaled,
                    const float* __restrict__ params, const float* __restrict__ norms, const int* __restrict__ tiles,
                    const int* __restrict__ runs, int width, i64 stride, i64 at, i64 norm_stride, i64 norm_at) {
+    begin_kernel();
     const int* run = runs + blockIdx.y * 3;
     Factors factors = factors_of(params, norms, run[0], stride, at, norm_stride, norm_at);
     bwd(d_params + run[0] * stride + at, d_y, unscaled, factors, tiles, run, width);
@@ -136,6 +139,7 @@ extern "C" __global__ void __launch_bounds__(256)
     scale_bwd_wide(float* __restrict__ d_params, float* __restrict__ d_y, const real* __restrict__ unscaled,
                    const float* __restrict__ params, const float* __restrict__ norms, const int* __restrict__ tiles,
                    const int* __restrict__ runs, int width, i64 stride, i64 at, i64 norm_stride, i64 norm_at) {
+    begin_kernel();
     const int* run = runs + blockIdx.y * 3;
     Factors factors = factors_of(params, norms, run[0], stride, at, norm_stride, norm_at);
     bwd(d_params + run[0] * stride + at, d_y, unscaled, factors, tiles, run, width);
@@ -145,6 +149,7 @@ extern "C" __global__ void __launch_bounds__(256)
     scale_delta(float* __restrict__ out, const real* __restrict__ unscaled, const float* __restrict__ params,
                 const float* __restrict__ norms, const int* __restrict__ tiles, int width, i64 stride, i64 at,
                 i64 norm_stride, i64 norm_at) {
+    begin_kernel();
     const int* tile = tiles + blockIdx.x * 3;
     int first = tile[1], rows = tile[2], column = blockIdx.y * 2048 + first_column();
     if (column >= width) return;

@@ -148,6 +148,7 @@ inline void land(const simt::Copy& copy) {
     simt::note_written(copy.to);
 }
 inline void copy_async(void* to, const void* from, bool zeros) {
+    simt::must_have_begun();
     if (((size_t)to | (size_t)from) & 15) simt::fail("cp.async: an address is not aligned to 16 bytes");
     bool early;
     {

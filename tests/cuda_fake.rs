@@ -13,6 +13,8 @@ mod captures;
 mod counts;
 #[path = "support/cuda.rs"]
 mod cuda;
+#[path = "fake/dependent.rs"]
+mod dependent;
 #[path = "fake/edits.rs"]
 mod edits;
 #[path = "fake/families.rs"]
@@ -69,7 +71,8 @@ fn fake() -> &'static Path {
 
 /// Where compiled kernels are cached, a folder for each simulator.
 fn cache() -> PathBuf {
-    let simulator = ["simt.h", "hopper.h", "kernels.h", "sanitize.h"].map(|name| root().join("tests/simt").join(name));
+    let simulator = ["simt.h", "hopper.h", "dependent.h", "kernels.h", "sanitize.h"];
+    let simulator = simulator.map(|name| root().join("tests/simt").join(name));
     let stamp = simulator.map(|path| fs::read(path).expect("the simulator")).concat();
     let stamp = stamp.iter().fold(0u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("fake-cache-{stamp:016x}"))

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// The settings by this process's environment: the directories in which toolkits and Python packages are usually found.
 ///
 /// # Errors
-/// A value of `LLAMAPROBE_HOPPER` that says neither yes nor no.
+/// A value of `LLAMAPROBE_HOPPER` or `LLAMAPROBE_PDL` that says neither yes nor no.
 pub fn settings() -> Result<Settings> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let mut library_dirs: Vec<PathBuf> = variable("CUDA_HOME").into_iter().map(|home| home.join("lib64")).collect();
@@ -20,17 +20,18 @@ pub fn settings() -> Result<Settings> {
         library_dirs.extend(python_libraries(&bin));
     }
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-    let hopper = match variable("LLAMAPROBE_HOPPER").as_deref().and_then(Path::to_str) {
-        None | Some("0") => false,
-        Some("1") => true,
-        Some(other) => return Err(Error::unsupported("LLAMAPROBE_HOPPER", other, "0, 1")),
+    let asked = |name: &'static str| match variable(name).map(|value| value.to_string_lossy().into_owned()).as_deref() {
+        None | Some("0") => Ok(false),
+        Some("1") => Ok(true),
+        Some(other) => Err(Error::unsupported(name, other, "0, 1")),
     };
     Ok(Settings {
         library_dirs,
         cache_dir: cache.map(|dir| dir.join("llamaprobe").join("kernels")),
         // As with the driver's own meaning of it: launches are waited for.
         blocking: variable("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value.as_os_str() == "1"),
-        hopper,
+        hopper: asked("LLAMAPROBE_HOPPER")?,
+        pdl: asked("LLAMAPROBE_PDL")?,
         on_warning: |line| say(line),
         ..Settings::default()
     })

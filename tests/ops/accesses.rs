@@ -178,6 +178,7 @@ fn norms_read_a_row_once() {
 const PLANTED: &str = "
 extern \"C\" __global__ void __launch_bounds__(32)
     planted(float* __restrict__ out, const float* __restrict__ x, int stride) {
+    begin_kernel();
     __shared__ float tile[32][32];
     float v[4];
     load4_aligned(v, x + threadIdx.x * stride);

@@ -18,6 +18,7 @@ mod skips;
 mod accesses;
 mod bits;
 mod compiled;
+mod dependent;
 mod gradcheck;
 mod parity;
 mod ptxas;

@@ -104,23 +104,23 @@ fn compile(nvcc: &Path, text: &str, flags: &[String], kept: &Path) -> (String, S
 }
 
 impl Build {
-    /// A build, of which each is made once in a run of this program.
+    /// A build for all devices, of which each is made once in a run of this program.
     pub fn new(nvcc: &Path, text: &str, dtype: Dtype, options: &[String]) -> Arc<Self> {
         type Builds = Mutex<HashMap<(String, Dtype, Vec<String>), Arc<OnceLock<Arc<Build>>>>>;
         static BUILDS: OnceLock<Builds> = OnceLock::new();
         let key = (text.to_string(), dtype, options.to_vec());
         let build = BUILDS.get_or_init(Builds::default).lock().unwrap().entry(key).or_default().clone();
-        build.get_or_init(|| Arc::new(Self::make(nvcc, text, dtype, options))).clone()
+        build.get_or_init(|| Arc::new(Self::for_devices(nvcc, text, dtype, options, &DEVICES))).clone()
     }
 
     /// What the tools say is kept: kernels that are as they were in an earlier run are not compiled again. (What has been changed
     /// since goes with the target directory.)
-    fn make(nvcc: &Path, text: &str, dtype: Dtype, options: &[String]) -> Self {
+    pub fn for_devices(nvcc: &Path, text: &str, dtype: Dtype, options: &[String], devices: &[&str]) -> Self {
         let mut flags: Vec<String> =
             ["-fatbin", "-std=c++17", "-Xptxas", "-v,--warn-on-spills,--warn-on-local-memory-usage"]
                 .map(String::from)
                 .into();
-        flags.extend(DEVICES.map(|device| format!("-gencode=arch=compute_{device},code=sm_{device}")));
+        flags.extend(devices.iter().map(|device| format!("-gencode=arch=compute_{device},code=sm_{device}")));
         flags.push(format!("-DREAL={}", machine::type_name(dtype)));
         flags.extend_from_slice(options);
         let version = Command::new(nvcc).arg("--version").output().unwrap().stdout;

@@ -21,11 +21,11 @@ use crate::ops::simt::tape::Tape;
 use crate::ops::{self, packs};
 
 /// What a build and a set of cases are for.
-struct Subject {
-    dtype: Dtype,
-    files: Vec<&'static str>,
-    build: Build,
-    cases: Vec<Case>,
+pub struct Subject {
+    pub dtype: Dtype,
+    pub files: Vec<&'static str>,
+    pub build: Build,
+    pub cases: Vec<Case>,
 }
 
 /// What is wrong with the results of a run, if anything.
@@ -54,7 +54,7 @@ fn compare(tape: &Tape, outputs: &[(usize, Output)], wanted: &[Expected], run: &
 }
 
 /// The launches of all cases of a subject, where their results will be, by case, and the cases that have launches.
-fn record(subject: &Subject) -> (Tape, Vec<(usize, Output)>, Vec<Case>) {
+pub fn record(subject: &Subject) -> (Tape, Vec<(usize, Output)>, Vec<Case>) {
     let mut tape = Tape::new(subject.dtype);
     let (mut outputs, mut launched) = (Vec::new(), Vec::new());
     for case in &subject.cases {
@@ -104,7 +104,7 @@ fn proves(subject: &Subject) {
 }
 
 /// The kernels of all files but attention's, and their cases.
-fn simple(dtype: Dtype) -> Subject {
+pub fn simple(dtype: Dtype) -> Subject {
     let (mut b, files) = (Cpu::oracle(), machine::simple());
     let cases = files.iter().flat_map(|file| cases_of(&mut b, file)).collect();
     Subject { dtype, files, build: Build::new(dtype, 16), cases }

@@ -1,5 +1,6 @@
 // The calls that g++ puts before every access with -fsanitize=thread, here in place of ThreadSanitizer's: accesses of the
-// lanes of a warp that come from one instruction at the same time around are one request.
+// lanes of a warp that come from one instruction at the same time around are one request. They are counted if SIMT_COUNT is set, and
+// in any case none to a buffer may come before begin_kernel.
 //
 // A request to a buffer is served in sectors of 32 bytes. One to shared memory takes a wavefront for every word that a bank of 32
 // is asked for beyond the first: by all lanes for words, by half a warp for 8 bytes, by a quarter for 16.
@@ -7,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <string>
 #include <tuple>
@@ -102,9 +104,11 @@ extern "C" {
 
 void accesses_note(const void* instruction, bool store, const void* address, unsigned size) {
     SimtPlace place;
-    if (accesses_uncounted || !size || !simt_place(&place)) return;
+    static const bool counted = getenv("SIMT_COUNT");
+    if (accesses_uncounted || !size || !simt_place(&place) || (place.begun && !counted)) return;
     int parameter = parameter_of(uintptr_t(address), place);
     if (parameter == OTHER) return;
+    if (parameter != SHARED && !place.begun) simt_fail("memory of the device is used before begin_kernel");
     if (place.block != current_block) close_requests();
     current_block = place.block;
     Requests& of = requests[{instruction, place.warp, parameter, store}];

@@ -11,11 +11,14 @@ struct SimtPlace {
     size_t shared_size;
     const void* scheduler;
     size_t scheduler_size;
+    bool begun;  // has waited for the kernel before
 };
 
 extern "C" {
 // False outside of kernels.
 bool simt_place(SimtPlace* place);
+// Ends the process with a message.
+[[noreturn]] void simt_fail(const char* message);
 // Above 0, accesses are not a kernel's.
 extern int accesses_uncounted;
 // An instruction's access.

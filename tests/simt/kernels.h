@@ -37,6 +37,11 @@ struct Entry<kernel, void (*)(Arguments...)> {
 }  // namespace simt
 
 #define SIMT_KERNEL(name) simt::Entry<&name, decltype(&name)>::named(#name)
+#if PDL
+// They were built to wait for the kernel before.
+extern "C" __attribute__((visibility("default"))) const bool simt_waits = true;
+#endif
+
 #define SIMT_KERNELS(...)                                                                                  \
     extern "C" __attribute__((visibility("default"))) const SimtKernel* simt_find(const char* name) {     \
         static const SimtKernel all[] = {__VA_ARGS__};                                                     \

@@ -1,10 +1,11 @@
 //! Builds kernels for the CPU and runs launches of them.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use llamaprobe::arch::Dtype;
 
@@ -215,8 +216,9 @@ pub struct Machine {
 fn environment() -> &'static str {
     static TEXT: OnceLock<String> = OnceLock::new();
     TEXT.get_or_init(|| {
-        let headers = ["simt.h", "hopper.h", "kernels.h", "runner.h", "sanitize.h", "accesses.h", "accesses.cpp"]
-            .map(|name| root().join("tests/simt").join(name));
+        let headers =
+            ["simt.h", "hopper.h", "dependent.h", "kernels.h", "runner.h", "sanitize.h", "accesses.h", "accesses.cpp"]
+                .map(|name| root().join("tests/simt").join(name));
         let headers = headers.map(|path| std::fs::read_to_string(path).unwrap()).concat();
         let version = Command::new("g++").arg("--version").output().unwrap().stdout;
         headers + &String::from_utf8_lossy(&version)
@@ -249,6 +251,10 @@ impl Machine {
         let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("simt-programs");
         std::fs::create_dir_all(&cache).unwrap();
         let program = cache.join(format!("{:016x}", hasher.finish()));
+        // What several tests want at once is compiled once.
+        static LOCKS: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+        let lock = LOCKS.lock().unwrap().entry(program.clone()).or_default().clone();
+        let _lock = lock.lock().unwrap();
         if !program.exists() {
             let part = scratch();
             let path = part.with_extension("cpp");
@@ -271,12 +277,12 @@ impl Machine {
 
     /// Runs a tape under a schedule, `(order, async)`, and returns its buffers, or what the program said when it died.
     pub fn run(&self, tape: &Tape, schedule: (&str, &str)) -> Result<Vec<Vec<u8>>, String> {
-        self.run_and_report(tape, schedule).map(|(buffers, _)| buffers)
+        self.run_and_report(tape, schedule, false).map(|(buffers, _)| buffers)
     }
 
     /// What the kernels of a tape accessed, of a program of [`Mode::Accesses`].
     pub fn accesses(&self, tape: &Tape) -> Vec<Accesses> {
-        let (_, report) = self.run_and_report(tape, SCHEDULES[0]).unwrap_or_else(|said| panic!("{said}"));
+        let (_, report) = self.run_and_report(tape, SCHEDULES[0], true).unwrap_or_else(|said| panic!("{said}"));
         report.lines().map(Accesses::parse).collect()
     }
 
@@ -284,6 +290,7 @@ impl Machine {
         &self,
         tape: &Tape,
         (order, asynchronous): (&str, &str),
+        counted: bool,
     ) -> Result<(Vec<Vec<u8>>, String), String> {
         let (from, to) = (scratch(), scratch());
         std::fs::write(&from, tape.bytes()).unwrap();
@@ -291,6 +298,7 @@ impl Machine {
             .args([&from, &to])
             .env("SIMT_ORDER", order)
             .env("SIMT_ASYNC", asynchronous)
+            .envs(counted.then_some(("SIMT_COUNT", "1")))
             .env("ASAN_OPTIONS", "detect_stack_use_after_return=0:detect_leaks=0")
             .env("TSAN_OPTIONS", "halt_on_error=1:exitcode=66")
             .output()

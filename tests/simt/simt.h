@@ -6,7 +6,8 @@
 //   SIMT_ORDER=fwd|rev|rand:<seed>   which of the fibers that can run goes on, and which block is the next
 //   SIMT_ASYNC=late|early            cp.async copies when it is waited for (default), or at once
 // Mistakes that no schedule can hide end the process with a message: divergent barriers, lanes that meet at different
-// operations, deadlocks, copies never waited for, misaligned vectors, more shared memory than the device has.
+// operations, deadlocks, copies never waited for, misaligned vectors, more shared memory than the device has, and threads
+// that return, copy asynchronously or by atomic operations before the kernel before theirs has ended (dependent.h).
 //
 // Built with -fsanitize=address the sanitizer sees every stack, red zones around static shared arrays, and the end of
 // dynamic shared memory. Built with -fsanitize=thread every fiber is a thread to the sanitizer, which knows barriers
@@ -21,6 +22,7 @@
 #include <string>
 #include <sys/mman.h>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "sanitize.h"
@@ -92,6 +94,7 @@ struct Fiber {
     State state = State::Ready;
     const char* where = "";
     const void* awaited = nullptr;  // barrier in shared memory
+    bool begun = false;             // has waited for the kernel before
     std::vector<Copy> open;                 // issued, not committed
     std::vector<std::vector<Copy>> groups;  // committed, oldest first
     sanitize::Fiber sanitizer;
@@ -117,6 +120,7 @@ struct Scheduler {
     std::vector<unsigned> at_barrier;
     unsigned threads = 0, live = 0;
     Fiber* current = nullptr;
+    Fiber* asks = nullptr;  // for the kernel before, which the host runs
     void* host_stack_pointer = nullptr;
     sanitize::Host host;
     uint3 block{};
@@ -269,6 +273,9 @@ inline void barrier(const char* where) {
 // Of hopper.h: what a block starts with, and what may not be left when a warp's thread returns.
 void hopper_begin();
 void hopper_finish();
+// Of dependent.h: runs the kernel before for a thread that has asked for it, if one has, and if none has.
+Fiber* answer();
+void run_previous();
 
 inline void finish() {
     sanitize::release(&the_scheduler);
@@ -281,6 +288,7 @@ inline void finish() {
         me.where = "the end";
         s.live--;
         s.warps[me.warp].gone |= 1u << me.lane;
+        if (!me.begun) fail("a thread returns before begin_kernel");
         if (!me.open.empty() || !me.groups.empty()) fail("a thread returns with cp.async copies not waited for");
         hopper_finish();
         next = pick();
@@ -313,6 +321,7 @@ inline void run_block(uint3 block) {
         f.warp = i / LANES;
         f.thread = {i % x, i / x % y, i / x / y};
         f.state = State::Ready;
+        f.begun = false;
         s.warps[f.warp].lanes |= 1u << f.lane;
         sanitize::create(f.sanitizer, f.stack, STACK);
         void** top = reinterpret_cast<void**>(f.stack + STACK);
@@ -323,7 +332,7 @@ inline void run_block(uint3 block) {
         s.ready.push_back(i);
     }
     sanitize::release(&the_scheduler);
-    switch_to(pick());
+    for (Fiber* next = pick(); next; next = answer()) switch_to(next);
 }
 
 inline void set_up(dim3 grid, dim3 block, size_t shared) {
@@ -373,6 +382,7 @@ void launch(dim3 grid, dim3 block, size_t shared, Body&& body) {
     if (s.order == 1) std::reverse(blocks.begin(), blocks.end());
     for (size_t i = blocks.size(); s.order == 2 && i > 1; i--) std::swap(blocks[i - 1], blocks[next_random() % i]);
     for (uint3 block : blocks) run_block(block);
+    run_previous();
     sanitize::acquire(&the_scheduler);
 }
 
@@ -381,9 +391,10 @@ extern "C" SIMT_UNWATCHED bool simt_place(SimtPlace* place) {
     const Scheduler& s = the_scheduler;
     if (!s.current) return false;
     uint64_t block = s.block.x + s.grid_size.x * (s.block.y + uint64_t(s.grid_size.y) * s.block.z);
-    *place = {s.current->lane, s.current->warp, block, s.shared, s.shared_size, &s, sizeof s};
+    *place = {s.current->lane, s.current->warp, block, s.shared, s.shared_size, &s, sizeof s, s.current->begun};
     return true;
 }
+extern "C" [[noreturn]] void simt_fail(const char* message) { fail(message); }
 #endif
 
 SIMT_UNWATCHED inline uint3 thread_index() { return the_scheduler.current->thread; }
@@ -442,6 +453,7 @@ inline void sync_warp(const char* where, unsigned mask = 0xffffffffu) {
 }  // namespace simt
 
 #include "hopper.h"
+#include "dependent.h"
 
 #define threadIdx (simt::thread_index())
 #define blockIdx (simt::block_index())
@@ -461,12 +473,14 @@ inline void sync_warp(const char* where, unsigned mask = 0xffffffffu) {
 // One thread at a time runs between two waits, so that an atomic operation is a plain one that no sanitizer watches.
 template <class T>
 SIMT_UNWATCHED inline T atomicAdd(T* to, T value) {
+    simt::must_have_begun();
     T old = *to;
     *to = old + value;
     return old;
 }
 template <class T>
 SIMT_UNWATCHED inline T atomicMax(T* to, T value) {
+    simt::must_have_begun();
     T old = *to;
     *to = old > value ? old : value;
     return old;

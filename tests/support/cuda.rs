@@ -10,11 +10,13 @@ use crate::skips::{Reason, skip};
 
 /// Where the libraries and the cache are.
 pub fn settings() -> Settings {
+    let asked = |variable: &str| std::env::var(variable).is_ok_and(|value| value == "1");
     let libraries = std::env::var_os("LLAMAPROBE_CUDA_LIBS").unwrap_or_default();
     Settings {
         library_dirs: std::env::split_paths(&libraries).collect(),
         cache_dir: std::env::var_os("LLAMAPROBE_CUDA_CACHE").map(PathBuf::from),
-        hopper: std::env::var("LLAMAPROBE_HOPPER").is_ok_and(|value| value == "1"),
+        hopper: asked("LLAMAPROBE_HOPPER"),
+        pdl: asked("LLAMAPROBE_PDL"),
         ..Settings::default()
     }
 }

@@ -101,6 +101,7 @@ const REGISTER: [(Reason, &[&str]); 7] = [
         Reason::Nvcc,
         &[
             "ops::compiled::compiled_kernels_are_those_of_the_table",
+            "ops::dependent::compiled_kernels_wait_before_all_else_where_they_are_asked_to",
             "ops::ptxas::attention_for_hopper_compiles_to_products_of_warpgroups_without_spills",
             "ops::ptxas::attention_compiles_to_tensor_core_instructions_without_spills",
             "ops::ptxas::simple_kernels_compile_without_spills",
@@ -113,6 +114,9 @@ const REGISTER: [(Reason, &[&str]); 7] = [
         &[
             "ops::accesses::accesses_are_those_of_the_table",
             "ops::accesses::accesses_that_get_worse_are_counted",
+            "ops::accesses::norms_read_a_row_once",
+            "ops::dependent::kernels_that_wait_too_late_are_found",
+            "ops::dependent::kernels_wait_before_they_use_memory",
             "ops::simt::attention_computes_what_it_says",
             "ops::simt::attention_for_hopper_computes_what_it_says",
             "ops::simt::attention_for_little_shared_memory_computes_what_it_says",

@@ -42,6 +42,8 @@ pub struct Kernels {
     device: Arc<Device>,
     settings: Settings,
     dtype: ComputeDtype,
+    /// Whether they wait by themselves for the kernel before; those embedded do not.
+    pdl: bool,
     /// By file and heads.
     modules: HashMap<(&'static str, Heads), Module>,
     /// By name and heads.
@@ -53,9 +55,9 @@ pub struct Kernels {
 impl Kernels {
     /// Kernels for a device and dtype; each is loaded when it is first launched.
     pub fn new(device: Arc<Device>, dtype: ComputeDtype, settings: &Settings) -> Self {
-        let settings = settings.clone();
+        let (settings, pdl) = (settings.clone(), settings.pdl_on(&device));
         let (modules, functions, shared) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { device, settings, dtype, modules, functions, shared }
+        Self { device, settings, dtype, pdl, modules, functions, shared }
     }
 
     /// A kernel with room for `shared` bytes of dynamic shared memory.
@@ -98,7 +100,7 @@ impl Kernels {
         let module = |handle| Module { handle, params: parameters(source) };
         let wanted = (file, self.dtype.kernel_type(), heads.width, heads.capped);
         let found = BINARIES.iter().find(|(name, real, width, capped, _)| (*name, *real, *width, *capped) == wanted);
-        if let Some((.., binary)) = found {
+        if let Some((.., binary)) = found.filter(|_| !self.pdl) {
             match self.load_image(binary.to_vec()) {
                 Ok(handle) => return Ok(module(handle)),
                 // Made for other devices, or in a language newer than the driver's: the text serves any.
@@ -155,6 +157,7 @@ impl Kernels {
             "--std=c++17".to_owned(),
             format!("-DREAL={}", self.dtype.kernel_type()),
         ];
+        options.extend(self.pdl.then(|| "-DPDL=1".to_owned()));
         if heads.width > 0 {
             options.extend(Variant::new(heads, self.dtype.size()).options());
         }

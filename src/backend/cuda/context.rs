@@ -85,7 +85,7 @@ impl Context {
         let workspace = device.check("start", pool.block(WORKSPACE))?;
         let workspace = workspace.ok_or_else(|| error(device.name(), "start", "no memory for cuBLASLt"))?;
         Ok(Self {
-            queue: device.check("start", Queue::new(device.clone(), settings.blocking))?,
+            queue: device.check("start", Queue::new(device.clone(), settings))?,
             kernels: Kernels::new(device.clone(), dtype, settings),
             blas: Blas::new(device.clone(), dtype, settings, workspace)?,
             staging: Ring::new(device.clone(), STAGING),

@@ -5,10 +5,17 @@
 //! shape, address and value the same) is recorded as a CUDA graph, and from then on is one launch. Values that change from
 //! step to step lie in device memory, so they do not make a list another one. Downloads go to the host's memory wherever there is some
 //! free: they are no part of a list, but divide it.
+//!
+//! Where it is asked for ([`Settings::pdl`]), a kernel of a list that directly follows another may be launched while
+//! that one still runs (programmatic dependent launch, in a graph an edge of that kind). It waits by itself, and so do all that are
+//! launched so (`begin_kernel` of `kernels/prelude.cuh`): the end of one is the end of all before it. What is no kernel of ours waits
+//! and is waited for as always.
 
 use std::collections::HashMap;
+use std::ffi::c_void;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
+use std::ptr::null_mut;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaGraph, result, sys};
@@ -17,6 +24,7 @@ use super::blas::{Blas, Gemm};
 use super::driver::{Device, message};
 use super::launch::Args;
 use super::memory::DevicePtr;
+use super::settings::Settings;
 use super::timeline::Timeline;
 use crate::backend::ops::Op;
 
@@ -162,6 +170,8 @@ pub struct Queue {
     /// Never recorded: it only asks.
     probe: CudaEvent,
     blocking: bool,
+    /// Whether kernels wait by themselves for the kernel before.
+    pdl: bool,
     commands: Vec<Command>,
     repeated: HashMap<u64, RepeatedList>,
     submissions: u64,
@@ -171,16 +181,17 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// An empty list. `blocking` waits after each command and makes no graphs, so that a failure has a name.
+    /// An empty list. Settings that are `blocking` wait after each command and make no graphs, so that a failure has a name.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn new(device: Arc<Device>, blocking: bool) -> Result<Self, result::DriverError> {
+    pub fn new(device: Arc<Device>, settings: &Settings) -> Result<Self, result::DriverError> {
         let fork = CopyFork { fork: device.new_event()?, join: device.new_event()? };
         let probe = device.new_event()?;
         let (commands, repeated) = (Vec::new(), HashMap::new());
         let replays = Replays::default();
-        Ok(Self { device, fork, probe, blocking, commands, repeated, submissions: 0, replays, timeline: None })
+        let (blocking, pdl) = (settings.blocking, settings.pdl_on(&device));
+        Ok(Self { device, fork, probe, blocking, pdl, commands, repeated, submissions: 0, replays, timeline: None })
     }
 
     /// The error that earlier commands have left the device with.
@@ -263,7 +274,7 @@ impl Queue {
     }
 
     fn submit_list(&mut self, commands: Vec<Command>, blas: &Blas) -> Result<(), LaunchError> {
-        let issuer = Issuer { device: &self.device, fork: &self.fork, blas };
+        let issuer = Issuer { device: &self.device, fork: &self.fork, blas, pdl: self.pdl };
         if let Some(timeline) = &mut self.timeline {
             let (ops, blocking) = (commands.iter().map(|command| command.op).collect::<Vec<_>>(), self.blocking);
             let submit = |range: Range<usize>| {
@@ -285,7 +296,7 @@ impl Queue {
     }
 
     fn submit_part(&mut self, commands: &[Command], blas: &Blas) -> Result<(), LaunchError> {
-        let issuer = Issuer { device: &self.device, fork: &self.fork, blas };
+        let issuer = Issuer { device: &self.device, fork: &self.fork, blas, pdl: self.pdl };
         if commands.len() < SHORTEST {
             return issuer.issue(commands);
         }
@@ -335,6 +346,7 @@ struct Issuer<'a> {
     device: &'a Device,
     fork: &'a CopyFork,
     blas: &'a Blas,
+    pdl: bool,
 }
 
 impl Issuer<'_> {
@@ -343,11 +355,13 @@ impl Issuer<'_> {
     fn issue(&self, commands: &[Command]) -> Result<(), LaunchError> {
         let mut forked = None;
         let mut issued = Ok(());
+        let mut early = false;
         for Command { op, action } in commands {
             if matches!(action, Action::Readback { on_copy_stream: true, .. }) {
                 forked = Some(*op);
             }
-            issued = self.action(action).map_err(|message| LaunchError { op, message });
+            issued = self.action(action, early).map_err(|message| LaunchError { op, message });
+            early = self.pdl && matches!(action, Action::Kernel(_));
             if issued.is_err() {
                 break;
             }
@@ -360,7 +374,8 @@ impl Issuer<'_> {
         issued.and(joined)
     }
 
-    fn action(&self, action: &Action) -> Result<(), String> {
+    /// Puts one on the stream; a kernel may start `early`, before the kernel before it has ended.
+    fn action(&self, action: &Action, early: bool) -> Result<(), String> {
         let stream = self.device.stream().cu_stream();
         match action {
             Action::Kernel(launch) => {
@@ -369,9 +384,16 @@ impl Issuer<'_> {
                 let mut addresses = args.addresses();
                 // SAFETY: the function's module is unloaded after the queue; the arguments are those that the kernel's
                 // text asks for (`Args::new`), and their addresses those of live buffers of this device of the sizes that
-                // the operations have asserted, whose memory is reused in stream order only.
-                unsafe { result::launch_kernel(function, (x, y, z), (block, 1, 1), shared, stream, &mut addresses) }
-                    .map_err(message)
+                // the operations have asserted, whose memory is reused in stream order only. A kernel that starts early was
+                // built to wait for the one before it (`compile.rs`), and so was that one.
+                unsafe {
+                    if early {
+                        launch_early(function, [x, y, z], block, shared, stream, &mut addresses)
+                    } else {
+                        result::launch_kernel(function, (x, y, z), (block, 1, 1), shared, stream, &mut addresses)
+                    }
+                }
+                .map_err(message)
             }
             Action::Gemm(gemm) => self.blas.run(gemm),
             Action::Zero { to, bytes } => {
@@ -406,6 +428,38 @@ impl Issuer<'_> {
             result::memcpy_dtoh_async(to, from.address(), stream)
         }
     }
+}
+
+/// [`result::launch_kernel`] of a kernel that may start before the end of the kernel before it.
+///
+/// # Safety
+/// As for that; and the kernel waits by itself for the one before.
+unsafe fn launch_early(
+    function: sys::CUfunction,
+    [x, y, z]: [u32; 3],
+    block: u32,
+    shared: u32,
+    stream: sys::CUstream,
+    args: &mut [*mut c_void],
+) -> Result<(), result::DriverError> {
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.programmaticStreamSerializationAllowed = 1;
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+    let config = sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shared,
+        hStream: stream,
+        attrs: &raw mut attribute,
+        numAttrs: 1,
+    };
+    // SAFETY: as for the caller; the driver reads configuration and attribute before it returns.
+    unsafe { sys::cuLaunchKernelEx(&raw const config, function, args.as_mut_ptr(), null_mut()) }.result()
 }
 
 /// A command list as the device keeps it.

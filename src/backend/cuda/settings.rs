@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::driver::Device;
+
 /// Where to look for what is not on the loader's path, and how much to pin.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -15,8 +17,18 @@ pub struct Settings {
     pub blocking: bool,
     /// Whether a device of compute capability 9.0 may use the attention that is for it alone, which no GPU has run yet.
     pub hopper: bool,
+    /// Whether kernels may be launched while the kernel before them still runs, on devices of compute capability 9.0 and newer;
+    /// then they are compiled at run time. No GPU has run it yet.
+    pub pdl: bool,
     /// Told in one line of what was found wrong and put right, such as a damaged file of the cache.
     pub on_warning: fn(&str),
+}
+
+impl Settings {
+    /// Whether kernels of a device wait by themselves for the kernel before them.
+    pub(super) fn pdl_on(&self, device: &Device) -> bool {
+        self.pdl && device.arch() >= (9, 0)
+    }
 }
 
 impl Default for Settings {
@@ -27,6 +39,7 @@ impl Default for Settings {
             capture_bytes: 1 << 30,
             blocking: false,
             hopper: false,
+            pdl: false,
             on_warning: |_| {},
         }
     }

@@ -5,9 +5,11 @@
 // process. FAKE_DEVICES (default 1) is the number of devices; FAKE_MEMORY the bytes of one; FAKE_FAIL_OP=<kernel>:<n>
 // makes that kernel fail when it runs for the nth time, with FAKE_FAIL_CODE (default an illegal address): the error shows
 // at the next wait and in every call from then on. FAKE_FULL_OP=<kernel>:<n> leaves no memory from then on.
+// A kernel that is launched to start before the one before it has ended (programmatic stream serialization) starts before that has
+// begun; it must have been built to wait for it, and directly follow it.
 // FAKE_REPORT is a file that is told at the end how much memory was in use at most, in bytes: of the device, with the
-// number of its blocks, and pinned; how many kernels, fills, copies and products of matrices the device ran; and how many
-// of the kernels were given an address of the host.
+// number of its blocks, and pinned; how many kernels, fills, copies and products of matrices the device ran; how many
+// of the kernels were given an address of the host, and how many were to start early.
 #include "fake.h"
 
 #include <dlfcn.h>
@@ -20,6 +22,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 enum {
     OK = 0,
@@ -62,21 +65,31 @@ struct Event {
     bool timed = false;
     std::shared_ptr<double> milliseconds{};  // of this machine's clock, once the stream is past it
 };
-struct Item {
+// Of a kernel, which may be handed the operation before, not run yet.
+typedef std::function<void(const Operation& before)> KernelOperation;
+struct Work {
     Operation operation;
+    KernelOperation kernel{};
+    bool early = false;
+};
+struct Item {
+    Work work;
     Event wait;
 };
 struct Graph {
-    std::vector<Operation> operations;
+    std::vector<Work> works;
     struct Stream* origin = nullptr;
 };
 struct Stream {
     std::deque<Item> items;
     uint64_t issued = 0, done = 0;
     Graph* recording = nullptr;
+    bool after_kernel = false;  // whether the last that came was one
 };
 struct Function {
     const SimtKernel* kernel;
+    void (*start_before)(void (*run)(void*), void* argument);
+    bool waits;
     unsigned shared = 48 << 10;
 };
 struct Module {
@@ -93,6 +106,7 @@ static size_t allocated, pinned;
 static struct {
     size_t kernels, fills, copies, products;
     size_t on_host;  // kernels that were given an address of the host
+    size_t early;    // kernels that were to start early
 } ran;
 static int sticky;
 static bool full;
@@ -126,8 +140,8 @@ static struct Peak {
         FILE* file = getenv("FAKE_REPORT") ? fopen(getenv("FAKE_REPORT"), "w") : nullptr;
         if (!file) return;
         fprintf(file, "{\"device\": %zu, \"blocks\": %zu, \"pinned\": %zu, ", device, blocks, pinned);
-        fprintf(file, "\"kernels\": %zu, \"fills\": %zu, \"copies\": %zu, \"products\": %zu, \"on_host\": %zu}\n",
-                ran.kernels, ran.fills, ran.copies, ran.products, ran.on_host);
+        fprintf(file, "\"kernels\": %zu, \"fills\": %zu, \"copies\": %zu, \"products\": %zu, \"on_host\": %zu, \"early\": %zu}\n",
+                ran.kernels, ran.fills, ran.copies, ran.products, ran.on_host, ran.early);
         fclose(file);
     }
 } peak;
@@ -155,7 +169,7 @@ static void drain(Stream* stream, uint64_t until) {
         Item item = std::move(stream->items.front());
         stream->items.pop_front();
         if (item.wait.stream && item.wait.stream != stream) drain(item.wait.stream, item.wait.place);
-        if (item.operation && !sticky) item.operation();
+        if (item.work.operation && !sticky) item.work.operation();
         stream->done++;
     }
 }
@@ -175,18 +189,27 @@ static Operation counted(size_t& count, Operation operation) {
     };
 }
 
-static int put(void* handle, Operation operation, Event wait = {}) {
+static int put(void* handle, Work work, Event wait = {}) {
     LOCK;
     Stream* stream = stream_of(handle);
+    if (work.early && !stream->after_kernel) wrong("a kernel is to start before the end of what is no kernel before it");
+    stream->after_kernel = bool(work.kernel);
     if (stream->recording) {
         if (wait.stream) return CAPTURE_UNSUPPORTED;
-        if (operation) stream->recording->operations.push_back(std::move(operation));
+        if (work.operation || work.kernel) stream->recording->works.push_back(std::move(work));
         return OK;
     }
-    stream->items.push_back({std::move(operation), wait});
+    if (work.kernel) {
+        Operation before;
+        if (work.early && !stream->items.empty()) before = std::exchange(stream->items.back().work.operation, nullptr);
+        work.operation = [kernel = work.kernel, before] { kernel(before); };
+    }
+    stream->items.push_back({std::move(work), wait});
     stream->issued++;
     return OK;
 }
+
+static int put(void* handle, Operation operation) { return put(handle, Work{std::move(operation)}); }
 
 int enqueue(void* stream, Operation operation) { return put(stream, counted(ran.products, std::move(operation))); }
 
@@ -270,7 +293,8 @@ API cuStreamWaitEvent(void* handle, void* event_handle, unsigned) {
     NEED_CONTEXT;
     Stream* stream = stream_of(handle);
     Event event = *static_cast<Event*>(event_handle);
-    if (!event.graph) return put(handle, nullptr, event);
+    if (!event.graph) return put(handle, Work{}, event);
+    stream->after_kernel = false;
     // A stream that waits for the one that is recorded is recorded with it, until it is waited for in turn.
     if (!stream->recording) {
         stream->recording = event.graph;
@@ -295,6 +319,7 @@ API cuEventRecord(void* handle, void* stream) {
     Event* event = static_cast<Event*>(handle);
     event->stream = stream_of(stream);
     event->graph = event->stream->recording;
+    event->stream->after_kernel = false;
     if (event->graph) return OK;
     auto time = event->milliseconds = std::make_shared<double>(-1);
     int result = put(stream, [time] {
@@ -420,7 +445,9 @@ API cuModuleGetFunction(void** handle, void* module_handle, const char* name) {
     auto find = reinterpret_cast<const SimtKernel* (*)(const char*)>(dlsym(module->library, "simt_find"));
     const SimtKernel* kernel = find ? find(name) : nullptr;
     if (!kernel) return NOT_FOUND;
-    *handle = &(module->functions[name] = Function{kernel});
+    auto start_before = reinterpret_cast<decltype(Function::start_before)>(dlsym(module->library, "simt_start_before"));
+    bool waits = dlsym(module->library, "simt_waits");
+    *handle = &(module->functions[name] = Function{kernel, start_before, waits});
     return OK;
 }
 API cuFuncSetAttribute(void* function, int attribute, int value) {
@@ -445,31 +472,65 @@ static bool on_host(const std::vector<char>& value) {
     return inside(pinned_memory, address, 1);
 }
 
-API cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void* stream, void** arguments, void**) {
-    NEED_CONTEXT;
-    Function* function = static_cast<Function*>(handle);
-    const SimtKernel* kernel = function->kernel;
-    if (!gx || !gy || !gz || gx > 0x7fffffff || gy > 65535 || gz > 65535) return INVALID_VALUE;
-    if (bx * by * bz == 0 || bx * by * bz > 1024 || shared > function->shared) return INVALID_VALUE;
+static int launch(void* handle, dim3 grid, dim3 block, unsigned shared, void* stream, void** arguments, bool early) {
+    Function function = *static_cast<Function*>(handle);
+    const SimtKernel* kernel = function.kernel;
+    if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) return INVALID_VALUE;
+    unsigned threads = block.x * block.y * block.z;
+    if (threads == 0 || threads > 1024 || shared > function.shared) return INVALID_VALUE;
+    if (early && !function.waits) wrong(std::string(kernel->name) + " is to start early and was not built to wait");
     std::vector<std::vector<char>> values;
     for (int i = 0; i < kernel->arguments; i++) {
         const char* value = static_cast<const char*>(arguments[i]);
         values.emplace_back(value, value + kernel->sizes[i]);
     }
-    return put(stream, [=]() mutable {
+    auto run = [=](const Operation& before) mutable {
         static int failing, filling;
         if (reached("FAKE_FULL_OP", kernel->name, filling)) full = true;
         if (reached("FAKE_FAIL_OP", kernel->name, failing)) {
+            if (before) before();
             sticky = number("FAKE_FAIL_CODE", ILLEGAL_ADDRESS);
             return;
         }
         std::vector<void*> pointers;
         for (auto& value : values) pointers.push_back(value.data());
         ran.kernels++;
+        ran.early += early;
         ran.on_host += std::any_of(values.begin(), values.end(), on_host);
-        kernel->launch(pointers.data(), {gx, gy, gz}, {bx, by, bz}, shared);
-    });
+        if (before) {
+            auto run = [](void* before) { (*static_cast<const Operation*>(before))(); };
+            function.start_before(run, const_cast<Operation*>(&before));
+        }
+        kernel->launch(pointers.data(), grid, block, shared);
+    };
+    return put(stream, Work{nullptr, run, early});
+}
+API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void* stream, void** arguments, void**) {
+    NEED_CONTEXT;
+    return launch(function, {gx, gy, gz}, {bx, by, bz}, shared, stream, arguments, false);
+}
+struct LaunchAttribute {
+    int id;
+    alignas(8) int value;
+    char rest[60];
+};
+struct LaunchConfig {
+    dim3 grid, block;
+    unsigned shared;
+    void* stream;
+    const LaunchAttribute* attributes;
+    unsigned count;
+};
+API cuLaunchKernelEx(const LaunchConfig* config, void* function, void** arguments, void**) {
+    NEED_CONTEXT;
+    const int PROGRAMMATIC_STREAM_SERIALIZATION = 6;
+    bool early = false;
+    for (unsigned i = 0; i < config->count; i++) {
+        if (config->attributes[i].id != PROGRAMMATIC_STREAM_SERIALIZATION) return INVALID_VALUE;
+        early = config->attributes[i].value != 0;
+    }
+    return launch(function, config->grid, config->block, config->shared, config->stream, arguments, early);
 }
 
 // ---- Graphs
@@ -479,6 +540,7 @@ API cuStreamBeginCapture_v2(void* handle, int) {
     if (!handle || stream_of(handle)->recording) return CAPTURE_UNSUPPORTED;
     stream_of(handle)->recording = new Graph;
     stream_of(handle)->recording->origin = stream_of(handle);
+    stream_of(handle)->after_kernel = false;
     return OK;
 }
 API cuStreamEndCapture(void* handle, void** graph) {
@@ -487,6 +549,7 @@ API cuStreamEndCapture(void* handle, void** graph) {
     if (!stream->recording) return CAPTURE_UNMATCHED;
     *graph = stream->recording;
     stream->recording = nullptr;
+    stream->after_kernel = false;
     for (Stream* other : streams)
         if (other->recording == *graph) return other->recording = nullptr, CAPTURE_UNJOINED;
     return OK;
@@ -497,7 +560,8 @@ API cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long lo
 }
 API cuGraphLaunch(void* executable, void* stream) {
     NEED_CONTEXT;
-    for (Operation& operation : static_cast<Graph*>(executable)->operations) put(stream, operation);
+    for (Work& work : static_cast<Graph*>(executable)->works) put(stream, work);
+    stream_of(stream)->after_kernel = false;
     return OK;
 }
 API cuGraphExecDestroy(void* executable) {

@@ -264,8 +264,10 @@ pub fn adapter(given: Option<&Path>, model: &ModelFiles) -> Result<Option<Adapte
     if given.is_none() {
         log::warn!("{}: applied, since --model has it", dir.join("adapter_config.json").display());
     }
-    let adapter = read_adapter(dir, model)?;
-    check_base(&adapter, model)?;
+    let adapter = read_adapter(&dir, model)?;
+    if let Adapter::Lora(lora) = &adapter {
+        check_base(lora, &dir, model)?;
+    }
     Ok(Some(adapter))
 }
 
@@ -282,14 +284,12 @@ pub fn read_adapter(path: impl AsRef<Path>, model: &ModelFiles) -> Result<Adapte
     Ok(adapter)
 }
 
-/// Refuses an adapter whose file has another base model's tables of tokens.
-pub fn check_base(adapter: &Adapter, model: &ModelFiles) -> Result<()> {
-    match adapter {
-        Adapter::Lora(lora) if !lora.tables.is_empty() => {
-            lora_start::check_base(lora, &Source::new(&model.config, &model.checkpoint)?)
-        }
-        _ => Ok(()),
+/// Refuses an adapter whose file has another base model's tables of tokens ([`lora_start::check_base`]).
+pub fn check_base(adapter: &LoraAdapter, path: &Path, model: &ModelFiles) -> Result<()> {
+    if adapter.tables.is_empty() {
+        return Ok(());
     }
+    lora_start::check_base(adapter, path, &Source::new(&model.config, &model.checkpoint)?)
 }
 
 /// `--target-modules`: a list of names, `all-linear`, or a regular expression; the family's own choice if not given.

@@ -218,7 +218,8 @@ fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<L
         asked.check_tokens(&files.config)?;
         return resolve::zero_adapter(asked, &files.config);
     };
-    let init = match resolve::read_adapter(resolve::trained_adapter("init_adapter", path)?, files)? {
+    let dir = resolve::trained_adapter("init_adapter", path)?;
+    let init = match resolve::read_adapter(&dir, files)? {
         Adapter::Lora(init) => init,
         Adapter::Ia3(_) => {
             let expected = "a LoRA, or --peft-type ia3 beside an IA3";
@@ -229,9 +230,7 @@ fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<L
             return Err(Error::argument("--init-adapter", "a LoRA, or train-prompt for a soft prompt", found));
         }
     };
-    if !init.tables.is_empty() {
-        lora_start::check_base(&init, &Source::new(&files.config, &files.checkpoint)?)?;
-    }
+    resolve::check_base(&init, &dir, files)?;
     let slots = |config: &LoraConfig| config.slots(files.config.family, files.config.num_hidden_layers).ok();
     let saved = |config: &LoraConfig| config.saved_modules(&files.config).ok();
     let others = saved(&asked) != saved(&init.config)

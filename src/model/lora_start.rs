@@ -2,7 +2,10 @@
 //! same values on every device. Those of the embedding table start as PEFT's do: A at zero and B normal, or without a scheme both
 //! normal.
 
+use std::path::Path;
 use std::sync::Arc;
+
+use half::{bf16, f16};
 
 use super::merge;
 use super::param_id::{ParamId, Source};
@@ -119,16 +122,28 @@ fn base(source: &Source, at: Table) -> Result<Vec<f32>> {
     view.check_finite().and_then(|()| view.to_f32()).map_err(Error::file(source.checkpoint().path()))
 }
 
-/// Refuses an adapter whose file has other base tables than the model: PEFT puts those in the model's place.
+/// Refuses an adapter, read from `path`, whose file has another base model's tables: PEFT puts those in the model's place. Where they
+/// are the model's rounded to 16 bits, as PEFT saves them from a model that it loaded so, the model's own stay, and a warning says it.
 ///
 /// # Errors
 /// Such a table.
-pub fn check_base(adapter: &LoraAdapter, source: &Source) -> Result<()> {
+pub fn check_base(adapter: &LoraAdapter, path: &Path, source: &Source) -> Result<()> {
+    let roundings: [(&str, fn(f32) -> f32); 2] =
+        [("bfloat16", |x| bf16::from_f32(x).to_f32()), ("float16", |x| f16::from_f32(x).to_f32())];
     for TableLora { at, base: of_file, .. } in &adapter.tables {
         let Some(of_file) = of_file else { continue };
-        if base(source, *at)? != **of_file {
-            let name = format!("{}.base_layer.weight", adapter.family.table_path(*at));
-            return Err(Error::argument(name, "the values that the base model has", "others"));
+        let own = base(source, *at)?;
+        if own == **of_file {
+            continue;
+        }
+        let name = format!("{}.base_layer.weight", adapter.family.table_path(*at));
+        let same = |round: fn(f32) -> f32| own.iter().zip(of_file.iter()).all(|(own, of_file)| round(*own) == *of_file);
+        match roundings.into_iter().find(|&(_, round)| same(round)) {
+            Some((dtype, _)) => log::warn!(
+                "{}: {name}: the base model's values rounded to {dtype}; the model's own are used, where PEFT takes these",
+                path.display()
+            ),
+            None => return Err(Error::field(path, name, "the values that the base model has", "others")),
         }
     }
     Ok(())

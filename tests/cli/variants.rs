@@ -130,3 +130,46 @@ fn probe_plans_the_memory_of_teachers() {
     assert!(states > 0 && logits > 0 && both == states.max(logits), "{states} {logits} {both}");
     assert!(!d.join("no").exists());
 }
+
+#[test]
+fn tables_of_an_adapter_that_are_the_models_rounded_are_told_from_another_models() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "train.jsonl", PAIR);
+    line(
+        d,
+        "train-lora --model {}/model --train {}/train.jsonl --target-modules q_proj,embed_tokens --max-steps 2 --out {}/a",
+    )
+    .ok();
+    let weights = d.join("a/adapter_model.safetensors");
+    let intact = std::fs::read(&weights).expect("weights");
+    let capture =
+        "capture --model {}/model --adapter {}/a --input {}/texts.jsonl --sites hook_embed --dtype bf16 --out";
+    line(d, &format!("{capture} {{}}/exact")).ok();
+    let with = |changed: fn(f32) -> f32| {
+        let file = safetensors::SafeTensors::deserialize(&intact).expect("safetensors");
+        let name = "base_model.model.model.embed_tokens.base_layer.weight";
+        let table = file.tensor(name).expect("the base model's table");
+        let values = table.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")));
+        let bytes: Vec<u8> = values.flat_map(|x| changed(x).to_le_bytes()).collect();
+        let other = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, table.shape().to_vec(), &bytes);
+        let other = std::iter::once((name, other.expect("a tensor")));
+        let rest = file.tensors().into_iter().filter(|(n, _)| n != name);
+        let all: Vec<_> = rest.chain(other.map(|(n, view)| (n.to_owned(), view))).collect();
+        std::fs::write(&weights, safetensors::serialize(all, None).expect("bytes")).expect("written");
+    };
+    with(|x| half::bf16::from_f32(x).to_f32());
+    let told = line(d, &format!("{capture} {{}}/rounded")).ok().err;
+    assert!(
+        told.contains("model.embed_tokens.base_layer.weight: the base model's values rounded to bfloat16"),
+        "{told}"
+    );
+    let found = |out: &str| super::tensor(&d.join(out).join("activations.safetensors"), "hook_embed");
+    assert_eq!(found("exact"), found("rounded"));
+    line(d, "train-lora --model {}/model --train {}/train.jsonl --init-adapter {}/a --max-steps 1 --out {}/b").ok();
+    with(|x| x * 1.01);
+    let error = line(d, &format!("{capture} {{}}/no")).refused();
+    let expected =
+        "/a: model.embed_tokens.base_layer.weight: expected the values that the base model has, found others";
+    assert!(error.contains(expected), "{error}");
+}

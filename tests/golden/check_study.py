@@ -408,9 +408,18 @@ class Study:
                 self.same("lora_overlap", found["layers"], [mean_sd([x.get(l) for x in all]) for l in range(len(found["layers"]))])
 
     def summaries(self):
-        """Every value of the summaries is the mean and SD of those of the seeds."""
+        """Every value of the summaries is the mean and SD of those of the seeds; but of recoveries, of shares of the mean gain."""
+        def recovery(patched, score):
+            anchor, icl = ([seed[score][arm] for seed in whole] for arm in ("anchor", "icl"))
+            gain = np.mean(np.subtract(icl, anchor)) if None not in anchor + icl else 0
+            return mean_sd([(p[score]["mean"] - a) / gain for p, a in zip(patched, anchor)] if gain else [])
+
         def walk(found, seeds):
-            if isinstance(found, dict) and set(found) == {"mean", "sd"}:
+            if isinstance(found, dict) and "recovery_accuracy" in found:
+                for score in ("accuracy", "log_prob"):
+                    self.same("summary", found[score], mean_sd([s[score]["mean"] for s in seeds if s[score]["mean"] is not None]))
+                    self.same("summary", found[f"recovery_{score}"], recovery(seeds, score))
+            elif isinstance(found, dict) and set(found) == {"mean", "sd"}:
                 self.same("summary", found, mean_sd([s["mean"] if isinstance(s, dict) else s for s in seeds if s is not None]))
             elif isinstance(found, dict):
                 for key in found:
@@ -420,6 +429,7 @@ class Study:
                     walk(value, [s[i] for s in seeds])
 
         for condition in self.report["conditions"]:
+            whole = condition["seeds"]
             walk(condition["summary"], condition["seeds"])
 
 

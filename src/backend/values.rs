@@ -164,9 +164,14 @@ impl Interrupt {
 
 /// Captured rows that the device is still to write, or has written.
 pub trait Readback: Send + Sync {
-    /// The elements, once they are there.
+    /// The elements where they have arrived, in their own dtype, once they are there.
+    fn elements(&self) -> Option<HostSlice<'_>>;
+
+    /// The same as `f32`: of another dtype in memory of their own, from the first call on.
     fn rows(&self) -> Option<&[f32]>;
 }
+
+const TOO_EARLY: &str = "capture: read before the device was waited for";
 
 /// Captured rows `[rows, width]`.
 #[derive(Clone)]
@@ -182,18 +187,29 @@ impl Captured {
     pub fn is_ready(&self) -> bool {
         match self {
             Self::Ready(_) => true,
-            Self::Pending(readbacks) => readbacks.rows().is_some(),
+            Self::Pending(readback) => readback.elements().is_some(),
         }
     }
 
-    /// The elements.
+    /// The elements where they lie: in the tensor's own dtype, if the device has not made them `f32`.
+    ///
+    /// # Panics
+    /// As [`Captured::rows`].
+    pub fn elements(&self) -> HostSlice<'_> {
+        match self {
+            Self::Ready(rows) => HostSlice::F32(rows),
+            Self::Pending(readback) => readback.elements().expect(TOO_EARLY),
+        }
+    }
+
+    /// The elements as `f32`, which of another dtype takes a copy.
     ///
     /// # Panics
     /// Before the [`Transfer::sync`](super::Transfer::sync) that they need.
     pub fn rows(&self) -> &[f32] {
         match self {
             Self::Ready(rows) => rows,
-            Self::Pending(readbacks) => readbacks.rows().expect("capture: read before the device was waited for"),
+            Self::Pending(readback) => readback.rows().expect(TOO_EARLY),
         }
     }
 }
@@ -202,7 +218,7 @@ impl std::fmt::Debug for Captured {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Ready(rows) => f.debug_tuple("Ready").field(rows).finish(),
-            Self::Pending(readbacks) => f.debug_tuple("Pending").field(&readbacks.rows()).finish(),
+            Self::Pending(readback) => f.debug_tuple("Pending").field(&readback.elements()).finish(),
         }
     }
 }

@@ -29,24 +29,34 @@ impl<'a> FileTaps<'a> {
         Self { selection, tensors, writer, rows, pending: Vec::new() }
     }
 
+    /// Whether elements of a site are those of the file as they are.
+    fn is_as_in_file(&self, site: Site, elements: HostSlice<'_>) -> bool {
+        let stored = match elements {
+            HostSlice::F64(_) => Dtype::F64,
+            HostSlice::F32(_) => Dtype::F32,
+            HostSlice::Bf16(_) => Dtype::BF16,
+            HostSlice::F16(_) => Dtype::F16,
+        };
+        fill_by_position(site).is_none() && stored == self.writer.dtype()
+    }
+
+    /// Appends rows in the file's dtype from where they lie.
+    fn push_elements(&mut self, name: &str, rows: HostSlice<'_>) -> Result<()> {
+        if !rows.is_finite() {
+            let found = (0..rows.len()).map(|i| rows.get(i)).find(|x| !x.is_finite()).unwrap_or(f64::NAN);
+            return Err(Error::NotFinite { what: name.to_owned(), found });
+        }
+        self.writer.push_bytes(name, rows.bytes())
+    }
+
     /// Appends the rows where they lie in the host's memory in the file's dtype; whether they do.
     fn write_in_place<B: Backend>(&mut self, backend: &B, tapped: &Tapped<'_, B>) -> Result<bool> {
-        let same = |host: &HostSlice<'_>| match host {
-            HostSlice::F64(_) => false,
-            HostSlice::F32(_) => self.writer.dtype() == Dtype::F32,
-            HostSlice::Bf16(_) => self.writer.dtype() == Dtype::BF16,
-            HostSlice::F16(_) => self.writer.dtype() == Dtype::F16,
+        let Some(host) = tapped.host(backend).filter(|host| self.is_as_in_file(tapped.site, *host)) else {
+            return Ok(false);
         };
-        let by_row = fill_by_position(tapped.site).is_none();
-        let Some(host) = tapped.host(backend).filter(|host| by_row && same(host)) else { return Ok(false) };
         let name = self.name(tapped.site, tapped.layer);
         for run in tapped.find_all(&self.rows).chunk_by(|a, b| a + 1 == *b) {
-            let rows = host.range(run[0] * tapped.width..(run[0] + run.len()) * tapped.width);
-            if !rows.is_finite() {
-                let found = (0..rows.len()).map(|i| rows.get(i)).find(|x| !x.is_finite()).unwrap_or(f64::NAN);
-                return Err(Error::NotFinite { what: name.to_owned(), found });
-            }
-            self.writer.push_bytes(name, rows.bytes())?;
+            self.push_elements(name, host.range(run[0] * tapped.width..(run[0] + run.len()) * tapped.width))?;
         }
         Ok(true)
     }
@@ -58,9 +68,13 @@ impl<'a> FileTaps<'a> {
     }
 
     /// Appends rows of a site, layer and width.
-    fn write(&mut self, (site, layer, width): (Site, usize, usize), rows: &[f32]) -> Result<()> {
+    fn write(&mut self, (site, layer, width): (Site, usize, usize), rows: &Captured) -> Result<()> {
         let Tensors { heads, longest, .. } = *self.tensors;
         let name = self.name(site, layer);
+        if self.is_as_in_file(site, rows.elements()) {
+            return self.push_elements(name, rows.elements());
+        }
+        let rows = rows.rows();
         // What a row does not see has a score of minus infinity.
         let bad = |x: &&f32| if site == Site::AttnScores { x.is_nan() } else { !x.is_finite() };
         if let Some(&found) = rows.iter().find(bad) {
@@ -85,7 +99,7 @@ impl<B: Backend> Taps<B> for FileTaps<'_> {
         let rows = take(backend, &tapped, &self.rows);
         let hook = (tapped.site, tapped.layer, tapped.width);
         if rows.is_ready() {
-            return self.write(hook, rows.rows());
+            return self.write(hook, &rows);
         }
         self.pending.push((hook, rows));
         Ok(())
@@ -93,7 +107,7 @@ impl<B: Backend> Taps<B> for FileTaps<'_> {
 
     fn finish(&mut self, backend: &mut B) -> Result<()> {
         backend.sync()?;
-        std::mem::take(&mut self.pending).into_iter().try_for_each(|(hook, rows)| self.write(hook, rows.rows()))
+        std::mem::take(&mut self.pending).into_iter().try_for_each(|(hook, rows)| self.write(hook, &rows))
     }
 
     fn rows(&self) -> Option<&[usize]> {
@@ -122,4 +136,82 @@ pub fn widened(values: &[f32], from: usize, to: usize, fill: f32) -> Vec<f32> {
         out.resize(out.len() + to - from, fill);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use half::{bf16, f16};
+
+    use super::*;
+    use crate::backend::Readback;
+    use crate::formats::activations::{FileLayout, Format, Layout, Start};
+    use crate::formats::embedded;
+    use crate::formats::safetensors::Checkpoint;
+    use crate::hooks::{Names, Naming};
+
+    /// Rows of a device that nobody may widen.
+    enum Rows {
+        Bf16(Vec<bf16>),
+        F16(Vec<f16>),
+    }
+
+    impl Readback for Rows {
+        fn elements(&self) -> Option<HostSlice<'_>> {
+            Some(match self {
+                Self::Bf16(rows) => HostSlice::Bf16(rows),
+                Self::F16(rows) => HostSlice::F16(rows),
+            })
+        }
+
+        fn rows(&self) -> Option<&[f32]> {
+            panic!("rows in the file's dtype were widened")
+        }
+    }
+
+    #[test]
+    fn rows_of_a_device_in_the_files_dtype_are_written_as_they_arrived() -> Result<()> {
+        let config = embedded::config()?;
+        let (width, hook) = (config.hidden_size, (Site::ResidPost, 0));
+        let selection = Selection::new(&[hook.0], &[hook.1]);
+        let tensors = Tensors::new(&Naming { names: Names::default(), config: &config }, None, &selection, 4)?;
+        let values: Vec<f32> = (0..2 * width).map(|i| 0.1 + i as f32).collect();
+        let bf16s = || -> Vec<bf16> { values.iter().map(|&x| bf16::from_f32(x)).collect() };
+        let f16s = || -> Vec<f16> { values.iter().map(|&x| f16::from_f32(x)).collect() };
+        let mut infinite = bf16s();
+        infinite[width] = bf16::INFINITY;
+        let bytes = |rows: &[u8]| Some(rows.to_vec());
+        for (dtype, rows, wanted) in [
+            (Dtype::BF16, Rows::Bf16(bf16s()), bytes(bytemuck::cast_slice(&bf16s()))),
+            (Dtype::F16, Rows::F16(f16s()), bytes(bytemuck::cast_slice(&f16s()))),
+            (Dtype::BF16, Rows::Bf16(infinite), None),
+        ] {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let path = dir.path().join("a.safetensors");
+            let layout = Layout {
+                sites: tensors.widths.clone(),
+                labels: Vec::new(),
+                format: Format::Safetensors,
+                files: vec![FileLayout { rows: 2, metadata: Vec::new() }],
+                sharded: false,
+                dtype,
+                metadata: Vec::new(),
+                earlier: None,
+            };
+            let mut writer = ActivationWriter::create(&path, layout, Start::New)?;
+            let mut taps = FileTaps::new(&selection, &tensors, &mut writer, vec![0, 1]);
+            let written = taps.write((hook.0, hook.1, width), &Captured::Pending(Arc::new(rows)));
+            let name = &tensors.widths[0].0;
+            match wanted {
+                Some(wanted) => {
+                    written?;
+                    writer.finish()?;
+                    assert_eq!(Checkpoint::open(&path)?.get(name).expect("the tensor").data.as_ref(), wanted);
+                }
+                None => assert!(matches!(written, Err(Error::NotFinite { what, .. }) if what == *name)),
+            }
+        }
+        Ok(())
+    }
 }

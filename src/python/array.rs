@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyDict};
 
 use super::dlpack;
+use crate::backend::HostSlice;
 
 /// Elements, as they were written.
 pub enum Elements {
@@ -50,6 +51,17 @@ impl Elements {
             Self::Bf16(v) => v.as_mut_ptr().cast(),
             Self::F16(v) => v.as_mut_ptr().cast(),
             Self::I64(v) => v.as_mut_ptr().cast(),
+        }
+    }
+}
+
+impl From<HostSlice<'_>> for Elements {
+    fn from(host: HostSlice<'_>) -> Self {
+        match host {
+            HostSlice::F64(v) => Self::F64(v.to_vec()),
+            HostSlice::F32(v) => Self::F32(v.to_vec()),
+            HostSlice::Bf16(v) => Self::Bf16(v.to_vec()),
+            HostSlice::F16(v) => Self::F16(v.to_vec()),
         }
     }
 }

@@ -77,7 +77,7 @@ impl Recorded {
 pub struct Question {
     /// The number of the hook in the selection.
     pub hook: usize,
-    /// `[rows, width]`, in the tensor's own dtype where the host reads it in place.
+    /// `[rows, width]`, in the tensor's own dtype.
     pub elements: Elements,
     /// Elements of a row.
     pub width: usize,
@@ -116,26 +116,26 @@ impl CallTaps<'_> {
         }
     }
 
-    /// Appends rows that have come from a device as f32, or that are widened to the longest document.
-    fn append(&mut self, hook: Option<usize>, site: Site, rows: &[f32]) -> Result<()> {
+    /// Appends rows that have come from a device, by position widened to the longest document.
+    fn append(&mut self, hook: Option<usize>, site: Site, rows: &Captured) -> Result<()> {
         let Tensors { heads, longest, .. } = *self.tensors;
         let Some(target) = self.target(hook) else { return Ok(()) };
         let from = target.rows.as_ref().map_or(0, Elements::len);
         match fill_by_position(site) {
             Some(fill) => {
-                let count = self.rows.len();
+                let (count, rows) = (self.rows.len(), rows.rows());
                 let rows = widened(rows, rows.len() / count / heads, longest, fill);
-                self.append_f32(hook, &rows)?;
+                self.append_all(hook, HostSlice::F32(&rows))?;
             }
-            None => self.append_f32(hook, rows)?,
+            None => self.append_all(hook, rows.elements())?,
         }
         self.target(hook).map_or(Ok(()), |target| target.check(from, site))
     }
 
-    fn append_f32(&mut self, hook: Option<usize>, rows: &[f32]) -> Result<()> {
+    fn append_all(&mut self, hook: Option<usize>, rows: HostSlice<'_>) -> Result<()> {
         let Some(target) = self.target(hook) else { return Ok(()) };
         let all: Vec<usize> = (0..rows.len() / target.width.max(1)).collect();
-        target.append(HostSlice::F32(rows), &all)
+        target.append(rows, &all)
     }
 
     /// Records a tensor: the chosen rows, or of the logits all.
@@ -158,7 +158,7 @@ impl CallTaps<'_> {
         }
         let captured = take(backend, tapped, rows);
         if captured.is_ready() {
-            return self.append(hook, tapped.site, captured.rows());
+            return self.append(hook, tapped.site, &captured);
         }
         self.pending.push((hook, tapped.site, captured));
         Ok(())
@@ -192,15 +192,12 @@ impl<B: Backend> Taps<B> for CallTaps<'_> {
         let Some(hook) = self.asked.index(tapped.site, tapped.layer) else { return Ok(None) };
         let len = tapped.len() * tapped.width;
         let elements = match tapped.host(backend).map(|host| host.range(0..len)) {
-            Some(HostSlice::F64(v)) => Elements::F64(v.to_vec()),
-            Some(HostSlice::F32(v)) => Elements::F32(v.to_vec()),
-            Some(HostSlice::Bf16(v)) => Elements::Bf16(v.to_vec()),
-            Some(HostSlice::F16(v)) => Elements::F16(v.to_vec()),
+            Some(host) => Elements::from(host),
             None => {
                 let rows: Vec<usize> = tapped.rows.map_or_else(|| (0..tapped.pack.len()).collect(), <[usize]>::to_vec);
                 let captured = take(backend, &tapped, &rows);
                 backend.sync()?;
-                Elements::F32(captured.rows().to_vec())
+                Elements::from(captured.elements())
             }
         };
         let mut starts: Vec<usize> = tapped.pack.segments().iter().map(|segment| segment.rows.start).collect();
@@ -214,7 +211,7 @@ impl<B: Backend> Taps<B> for CallTaps<'_> {
     fn finish(&mut self, backend: &mut B) -> Result<()> {
         backend.sync()?;
         for (hook, site, captured) in std::mem::take(&mut self.pending) {
-            self.append(hook, site, captured.rows())?;
+            self.append(hook, site, &captured)?;
         }
         Ok(())
     }

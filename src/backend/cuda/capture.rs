@@ -9,7 +9,7 @@ use super::dtype::ComputeDtype;
 use super::launch::{Kernel, LaunchDims, acc, acc_ptr, compute, compute_ptr, int, table};
 use super::memory::DevicePtr;
 use super::queue::Action;
-use super::readback::{CapturedRows, NoRows, widened};
+use super::readback::{CapturedRows, NoRows, RowMemory};
 use super::rows::FILE;
 use crate::Result;
 use crate::backend::{Capture, Captured, Len, Tensor};
@@ -46,16 +46,17 @@ fn capture(cx: &mut Context, x: Tensor<'_, Cuda>, rows: &[usize], width: usize) 
         let args = [out, x, table(list), int(rows.len()), int(width)];
         cx.launch(op, Kernel::new(FILE, kernel), LaunchDims::rows(rows.len()), &args);
     };
+    let captured = |memory| Captured::Pending(Arc::new(CapturedRows::new(memory, len, dtype)));
     if let Some((slot, state, from)) = cx.capture_slot(bytes)? {
         gather(cx, from);
         if bytes > 0 {
             cx.push(op, Action::Readback { to: slot.host_address(), from, bytes, on_copy_stream: true });
         }
-        return Ok(Some(Captured::Pending(Arc::new(CapturedRows::new(slot, state, len, dtype)))));
+        return Ok(Some(captured(RowMemory::Slot(slot, state))));
     }
     let Some(from) = cx.scratch("a capture beside the ring", bytes) else { return Ok(None) };
     gather(cx, from);
-    let mut arrived = vec![0; bytes];
-    cx.read(op, &mut arrived, from)?;
-    Ok(Some(Captured::Ready(widened(dtype, &arrived))))
+    let mut words = vec![0u32; bytes.div_ceil(size_of::<u32>())];
+    cx.read(op, &mut bytemuck::cast_slice_mut(&mut words)[..bytes], from)?;
+    Ok(Some(captured(RowMemory::Own(words))))
 }

@@ -210,9 +210,10 @@ impl Context {
         if let Some(block) = self.device.check(op, self.pool.block(bytes))? {
             return Ok(block);
         }
-        // What is free may still be in use by work that has not been done.
+        // What is free may still be in use by work that has not been done, and what is copied from by copies.
         self.submit();
         self.device.check(op, self.device.synchronize())?;
+        self.in_flight.iter_mut().for_each(|(_, staged)| *staged = None);
         self.pool.trim();
         if let Some(block) = self.device.check(op, self.pool.block(bytes))? {
             return Ok(block);
@@ -395,8 +396,7 @@ impl Context {
         }
         for QueuedReadback { slot, state, staged, ready_at_sync } in queued {
             // Also of a list that was submitted in part: the device may be writing to the slot.
-            let recorded = slot.record(self.device.stream());
-            let recorded = self.device.check("results", recorded);
+            let recorded = self.device.check("results", slot.record(self.device.stream()));
             if self.or_fail(recorded).is_none() || failed {
                 state.discard();
             } else if ready_at_sync {
@@ -501,8 +501,7 @@ impl Context {
             });
             self.device.check(op, copied)?;
             self.device.check(op, slot.record(self.device.stream()))?;
-            let waited = slot.wait();
-            self.note_waited(waited, self.submissions);
+            self.note_waited(slot.wait(), self.submissions);
             self.give_out_error(self.submissions)?;
             // SAFETY: the event after the copy has passed.
             chunk.copy_from_slice(unsafe { slot.slice(chunk.len()) });
@@ -579,8 +578,7 @@ impl Context {
         if submission > self.submissions {
             self.submit();
         }
-        let waited = slot.wait();
-        self.note_waited(waited, submission);
+        self.note_waited(slot.wait(), submission);
         self.give_out_error(submission)?;
         if state.is_discarded() {
             let found = "what was to be read was discarded after an error of an earlier operation";

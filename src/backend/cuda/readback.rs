@@ -3,13 +3,11 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use half::{bf16, f16};
-
 use super::driver::DeviceId;
 use super::dtype::ComputeDtype;
 use super::memory::Block;
 use super::pinned::Held;
-use crate::backend::Readback;
+use crate::backend::{HostSlice, Readback};
 
 const PENDING: u8 = 0;
 const READY: u8 = 1;
@@ -97,46 +95,61 @@ pub enum PendingValues {
     },
 }
 
-/// Captured rows in a slot of the ring, which is not used again as long as this lives.
+/// Captured rows on the host.
 pub struct CapturedRows {
-    slot: Held,
-    state: ReadbackState,
+    memory: RowMemory,
     /// Number of elements.
     len: usize,
     dtype: ComputeDtype,
-    /// The elements as `f32`, once somebody has asked, where they arrive in another dtype.
+    /// The elements as `f32`, once somebody has asked, where they are of another dtype.
     widened: OnceLock<Vec<f32>>,
 }
 
+/// Where captured rows are.
+pub enum RowMemory {
+    /// In a slot of the ring, where they arrive, and which is not used again as long as this lives.
+    Slot(Held, ReadbackState),
+    /// In memory of their own: the ring was full.
+    Own(Vec<u32>),
+}
+
 impl CapturedRows {
-    /// `len` elements of a dtype, which arrive in a slot.
-    pub fn new(slot: Held, state: ReadbackState, len: usize, dtype: ComputeDtype) -> Self {
-        Self { slot, state, len, dtype, widened: OnceLock::new() }
+    /// `len` elements of a dtype.
+    pub fn new(memory: RowMemory, len: usize, dtype: ComputeDtype) -> Self {
+        Self { memory, len, dtype, widened: OnceLock::new() }
+    }
+
+    /// Their bytes, aligned to elements.
+    fn bytes(&self) -> Option<&[u8]> {
+        let bytes = self.len * self.dtype.size();
+        match &self.memory {
+            // SAFETY: the device has been waited for: what copied to here has finished, and nothing else is given the slot while
+            // it is held.
+            RowMemory::Slot(slot, state) => state.is_ready().then(|| unsafe { slot.slice(bytes) }),
+            RowMemory::Own(words) => Some(&bytemuck::cast_slice(words)[..bytes]),
+        }
     }
 }
 
 impl Readback for CapturedRows {
-    fn rows(&self) -> Option<&[f32]> {
-        if !self.state.is_ready() {
-            return None;
-        }
-        // SAFETY: the device has been waited for: what copied to here has finished, and nothing else is given the slot while
-        // it is held.
-        let bytes: &[u8] = unsafe { self.slot.slice(self.len * self.dtype.size()) };
+    fn elements(&self) -> Option<HostSlice<'_>> {
+        let bytes = self.bytes()?;
         Some(match self.dtype {
-            ComputeDtype::F32 => bytemuck::cast_slice(bytes),
-            dtype => self.widened.get_or_init(|| widened(dtype, bytes)),
+            ComputeDtype::F32 => HostSlice::F32(bytemuck::cast_slice(bytes)),
+            ComputeDtype::Bf16 => HostSlice::Bf16(bytemuck::cast_slice(bytes)),
+            ComputeDtype::F16 => HostSlice::F16(bytemuck::cast_slice(bytes)),
         })
     }
-}
 
-/// The elements of a dtype in `bytes`, exactly.
-pub fn widened(dtype: ComputeDtype, bytes: &[u8]) -> Vec<f32> {
-    let bits = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    match dtype {
-        ComputeDtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        ComputeDtype::Bf16 => bits.map(|bits| bf16::from_bits(bits).to_f32()).collect(),
-        ComputeDtype::F16 => bits.map(|bits| f16::from_bits(bits).to_f32()).collect(),
+    fn rows(&self) -> Option<&[f32]> {
+        Some(match self.elements()? {
+            HostSlice::F32(rows) => rows,
+            elements => self.widened.get_or_init(|| {
+                let mut rows = vec![0.0; elements.len()];
+                elements.copy_f32(0, &mut rows);
+                rows
+            }),
+        })
     }
 }
 
@@ -144,6 +157,10 @@ pub fn widened(dtype: ComputeDtype, bytes: &[u8]) -> Vec<f32> {
 pub struct NoRows;
 
 impl Readback for NoRows {
+    fn elements(&self) -> Option<HostSlice<'_>> {
+        None
+    }
+
     fn rows(&self) -> Option<&[f32]> {
         None
     }

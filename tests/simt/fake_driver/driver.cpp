@@ -9,7 +9,7 @@
 // begun; it must have been built to wait for it, and directly follow it.
 // FAKE_REPORT is a file that is told at the end how much memory was in use at most, in bytes: of the device, with the
 // number of its blocks, and pinned; how many kernels, fills, copies and products of matrices the device ran; how many
-// of the kernels were given an address of the host, and how many were to start early.
+// of the kernels were given an address of the host, and how many were to start early; and how many bytes were copied to the host.
 #include "fake.h"
 
 #include <dlfcn.h>
@@ -105,6 +105,7 @@ static size_t allocated, pinned;
 // What the device ran.
 static struct {
     size_t kernels, fills, copies, products;
+    size_t to_host;  // bytes that were copied to the host
     size_t on_host;  // kernels that were given an address of the host
     size_t early;    // kernels that were to start early
 } ran;
@@ -140,8 +141,9 @@ static struct Peak {
         FILE* file = getenv("FAKE_REPORT") ? fopen(getenv("FAKE_REPORT"), "w") : nullptr;
         if (!file) return;
         fprintf(file, "{\"device\": %zu, \"blocks\": %zu, \"pinned\": %zu, ", device, blocks, pinned);
-        fprintf(file, "\"kernels\": %zu, \"fills\": %zu, \"copies\": %zu, \"products\": %zu, \"on_host\": %zu, \"early\": %zu}\n",
-                ran.kernels, ran.fills, ran.copies, ran.products, ran.on_host, ran.early);
+        fprintf(file, "\"kernels\": %zu, \"fills\": %zu, \"copies\": %zu, \"products\": %zu, ", ran.kernels, ran.fills, ran.copies,
+                ran.products);
+        fprintf(file, "\"on_host\": %zu, \"early\": %zu, \"to_host\": %zu}\n", ran.on_host, ran.early, ran.to_host);
         fclose(file);
     }
 } peak;
@@ -407,7 +409,7 @@ API cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, void* stream) {
     NEED_CONTEXT;
     check(from, bytes, "copy from the device");
     if (!inside(pinned_memory, reinterpret_cast<Address>(to), bytes)) wrong("copy to memory that is not pinned");
-    return put(stream, counted(ran.copies, [=] { memcpy(to, reinterpret_cast<void*>(from), bytes); }));
+    return put(stream, counted(ran.copies, [=] { ran.to_host += bytes, memcpy(to, reinterpret_cast<void*>(from), bytes); }));
 }
 API cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void* stream) {
     NEED_CONTEXT;

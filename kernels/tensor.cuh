@@ -92,11 +92,13 @@ DEV float element(const FragmentB<T>* f, int i) {
     return element(f->pair, i, T());
 }
 
+// Sums of double, rounded once. On tensor cores too products are exact and sums are brought to the size of a float at the end, there by
+// cutting (Fasi, Higham, Mikaitis and Pranesh 2021, "Numerical behavior of NVIDIA tensor cores").
 template <class T>
 inline void mma_at(const char* where, float (&c)[4], const FragmentA<T>& a, const FragmentB<T>& b) {
     MmaOperand<T> operand{c, &a, &b};
     simt::warp_operation(WARP_ALL, operand, where, [](MmaOperand<T>** lanes, u32) {
-        float A[16][16], B[16][8];
+        double A[16][16], B[16][8];
         for (int lane = 0; lane < 32; lane++) {
             int g = lane / 4, t = lane % 4;
             for (int i = 0; i < 8; i++) A[g + i / 2 % 2 * 8][2 * t + i % 2 + i / 4 * 8] = element(lanes[lane]->a, i);
@@ -105,9 +107,9 @@ inline void mma_at(const char* where, float (&c)[4], const FragmentA<T>& a, cons
         for (int lane = 0; lane < 32; lane++)
             for (int i = 0; i < 4; i++) {
                 int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-                float sum = lanes[lane]->c[i];
+                double sum = lanes[lane]->c[i];
                 for (int k = 0; k < 16; k++) sum += A[row][k] * B[k][column];
-                lanes[lane]->c[i] = sum;
+                lanes[lane]->c[i] = float(sum);
             }
     });
 }

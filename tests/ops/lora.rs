@@ -494,9 +494,8 @@ pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
             let pack = packs::large();
             let drop = Some(dropout(b, &pack, 0.1, 96));
             let mut cases = vec![Case::new("large lora", Lora { pack, site: site(8, 96, 72), runs: RUNS, drop })];
-            // Deep, for sums of f32: the emulated tensor cores round after each of six products of terms where the plain path rounds
-            // once. At a depth of 96 that is 1.5 times its error on average of 30 inputs and 2.6 at most (with one rounding for 16
-            // products 0.5 and 0.9), at 300 it is 0.8 and 1.1.
+            // Deep since emulated tensor cores rounded after each product: at a depth of 96 sums of f32 were then wrong by up to 2.6 times
+            // the plain path's error, of 30 inputs, and with one rounding for 16 products by up to 0.9.
             let all = Lora { pack: adapted_rows([70, 37, 20]), site: site(8, 300, 72), runs: RUNS, drop: None };
             // Depths that blocks share: where vectors may be read, and where not; a rank beyond that of a block.
             let whole = |rank, input, output| {

@@ -219,13 +219,13 @@ inline void read_eight(uint16_t (&eight)[8], const Product& product, unsigned k,
     memcpy(eight, s.shared + at, sizeof eight);
 }
 
-// Reads the right factor and adds up, in one thread for all of the warp.
+// Reads the right factor and adds up, in one thread for all of the warp; sums are those of `mma` (kernels/tensor.cuh).
 inline void multiply(HopperWarp& warp, Issued& issued, unsigned warp_index) {
     if (issued.done) return;
     issued.done = true;
     const Product& first = issued.lanes[0];
     unsigned columns = first.count / 4 * 8;
-    static float left[16][16], right[16][256], out[16][256];
+    static double left[16][16], right[16][256], out[16][256];
     for (unsigned lane = 0; lane < LANES; lane++)
         for (unsigned i = 0; i < 8; i++) {
             uint16_t bits = issued.left[lane][i / 2] >> i % 2 * 16;
@@ -244,11 +244,11 @@ inline void multiply(HopperWarp& warp, Issued& issued, unsigned warp_index) {
                 use(out[lane / 4 + i / 2 % 2 * 8][i / 4 * 8 + lane % 4 * 2 + i % 2], sums.values[lane][i]);
             }
     };
-    each([&](float& out, float sum) { out = first.add ? sum : 0.0f; });
+    each([&](double& out, float sum) { out = first.add ? sum : 0.0f; });
     for (unsigned row = 0; row < 16; row++)
         for (unsigned k = 0; k < 16; k++)
             for (unsigned n = 0; n < columns; n++) out[row][n] += left[row][k] * right[k][n];
-    each([&](float out, float& sum) { sum = out; });
+    each([&](double out, float& sum) { sum = float(out); });
 }
 
 inline void multiply_all(HopperWarp& warp, unsigned warp_index) {

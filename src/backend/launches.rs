@@ -5,6 +5,7 @@
 //! and `tests/cuda_fake.rs` counts the same at the driver. Captures are not among them, nor tables that a device keeps.
 
 use super::op::{Launch, LaunchKind, Projected, ProjectedLora, Work};
+use super::scratch::TOGETHER;
 
 /// A launch, and the operation that it is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,9 +17,6 @@ pub struct Issued {
     /// Whether it is for two operations.
     joint: bool,
 }
-
-/// Most LoRAs of a launch.
-const LORAS: usize = 3;
 
 /// Launches in order.
 #[derive(Clone, Debug, Default)]
@@ -140,7 +138,7 @@ fn rotates(waiting: &[Waiting], len: usize) -> bool {
     let (loras, rest): (Vec<&Waiting>, Vec<&Waiting>) = waiting.iter().partition(|waiting| is_lora(waiting));
     let before = rest.iter().filter(|waiting| is_rotation(waiting)).count();
     let adds = |lora: &&Waiting| matches!(lora.part, Projected::Lora(ProjectedLora { all: true, adds: true, .. }));
-    loras.len() == LORAS
+    loras.len() == TOGETHER
         && loras.iter().all(|lora| adds(lora) && lora.part == loras[0].part)
         && loras.get(before).is_some_and(|lora| lora.launches[1].work.compute == 2 * len as u64)
 }
@@ -163,7 +161,7 @@ fn passed_on(waiting: &[Waiting], next: Projected) -> Option<Work> {
         (
             Projected::LoraGradient(ProjectedLora { all: true, adds: true, rows, input, .. }),
             Projected::GatedGradient { len },
-        ) => (alike && count <= LORAS && rows * input == len).then(|| Work::moved(2 * len, 0, 0)),
+        ) => (alike && count <= TOGETHER && rows * input == len).then(|| Work::moved(2 * len, 0, 0)),
         _ => None,
     }
 }
@@ -176,7 +174,7 @@ fn together(waiting: Vec<Waiting>) -> Vec<(&'static str, Launch)> {
     let terms = terms(&products, &loras);
     let groups = products.chunk_by(|a, b| terms.is_some() || (a.part == b.part && is_plain(a.part)));
     let mut all: Vec<_> = groups.map(|group| (group[0].op, one(group, 0))).collect();
-    let groups = loras.chunk_by(|a, b| a.part == b.part).flat_map(|alike| alike.chunks(LORAS));
+    let groups = loras.chunk_by(|a, b| a.part == b.part).flat_map(|alike| alike.chunks(TOGETHER));
     for (i, group) in groups.enumerate() {
         for stage in 0..group[0].launches.len() {
             let mut launch = one(group, stage);

@@ -30,6 +30,7 @@ mod op;
 pub mod ops;
 pub mod prediction;
 pub mod profile;
+pub mod scratch;
 pub mod trace;
 mod values;
 

@@ -8,8 +8,10 @@ use super::resolve::ModelFiles;
 use super::{Failure, device, output};
 use crate::arch::Dtype;
 use crate::backend::prediction::{DeviceModel, Predicted, Prediction, Rates};
+use crate::backend::scratch::scratch;
 use crate::backend::trace::Trace;
 use crate::model::Layout;
+use crate::train::passes::pass_size;
 use crate::train::planned;
 use crate::{Error, Result};
 
@@ -45,11 +47,8 @@ impl PredictedStep {
         let element = if dtype == Dtype::F32 { 4 } else { 2 };
         let (gpu, sizes) = (Trace::of_sizes((4, element)), (4, element));
         let memory = Plan::new(&gpu, files).tuning(&gpu, &files.config, &layout, 1, rows as usize);
-        #[cfg(feature = "cuda")]
-        let memory = {
-            let pass = crate::train::passes::pass_size(&files.config, Some(&layout), 1, (rows as usize, rows as usize));
-            memory.with("scratch", crate::backend::cuda::scratch(&pass, sizes))
-        };
+        let pass = pass_size(&files.config, Some(&layout), 1, (rows as usize, rows as usize));
+        let memory = memory.with("scratch", scratch(&pass, sizes));
         let sequences = planned::sequences(&files.config, rows as usize);
         let launches = planned::step(&files.config, layout, sequences)?;
         Ok(Self { model, rows, dtype, element, prediction: model.predict(&launches, sizes), memory })

@@ -5,14 +5,11 @@ use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_ptr, int, long};
 use super::{Cuda, rows};
 use crate::backend::Len;
 use crate::backend::ops::{Adamw, AdamwOps, AdamwStep, CheckFinite, GradNorm, Op, RefreshWeight};
+use crate::backend::scratch::{NORM_PARTS, STEP_FIELDS};
 
 const FILE: &str = "adamw";
-/// Parts into which a run's gradient is cut to be summed.
-pub const NORM_PARTS: usize = 64;
 /// Elements of a run that a block moves.
 const ELEMENTS: usize = 1024;
-/// Fields of a run's step.
-pub const STEP_FIELDS: usize = 12;
 
 /// A run's step as the kernel reads it, computed in `f64`.
 fn step_fields(step: &AdamwStep) -> [f32; STEP_FIELDS] {

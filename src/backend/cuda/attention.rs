@@ -1,8 +1,8 @@
 //! Attention over the forest.
 
 use super::Cuda;
-use super::balance::{Parts, most_shared, pairs_are_worth_it, second_row};
-use super::forest::{self, BLOCK_ROWS};
+use super::balance::{Parts, pairs_are_worth_it, second_row};
+use super::forest;
 use super::geometry::{blocks, blocks2};
 use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_ptr, compute, compute_ptr, float, int, table};
 use super::pack::{DeviceQueryBlocks, DeviceTables};
@@ -13,14 +13,13 @@ use crate::backend::Len;
 use crate::backend::ops::{
     AttentionBwd, AttentionDims, AttentionFwd, AttentionOps, AttentionPattern, AttentionResult, Op,
 };
+use crate::backend::scratch::{BLOCK_ROWS, key_parts_bytes, part_bytes, part_tickets};
 
 const FILE: &str = "attention";
 /// The file of the forward for compute capability 9.0.
 const HOPPER: &str = "attention_hopper";
 /// A distance beyond every position, to which a position can be added.
 const FAR: usize = 1 << 30;
-/// Fewest tickets that there is memory for.
-const TICKETS: usize = 1024;
 /// Widest heads that there are kernels for.
 const MAX_HEAD_DIM: usize = 256;
 
@@ -64,25 +63,6 @@ fn dims_args(pack: &DeviceTables, dims: AttentionDims) -> [Arg; 8] {
     [heads, kv_heads, head_dim, float(dims.scale), behind, ahead, int(dims.alibi_base()), cap(dims)]
 }
 
-/// Bytes of the sums that a part of the work on 64 keys leaves: gradients of keys and values.
-fn part_bytes(head_dim: usize) -> usize {
-    2 * BLOCK_ROWS * head_dim * size_of::<f32>()
-}
-
-/// Number of tickets for so many parts; few sizes, so that they seldom move. A part of 64 keys may be four blocks, with two tickets for
-/// each of two gradients.
-fn tickets(parts: usize) -> usize {
-    (16 * parts).next_power_of_two().max(TICKETS)
-}
-
-/// Most bytes of the sums that parts leave, and of their tickets, in a pass of so many rows with so many heads of some width. None
-/// where there are no parts.
-pub fn key_parts_bytes(rows: usize, [heads, head_dim]: [usize; 2]) -> Option<[usize; 2]> {
-    let parts = most_shared(rows, heads);
-    let bytes = [parts * part_bytes(head_dim.next_multiple_of(16)), tickets(parts) * size_of::<i32>()];
-    (parts > 0).then_some(bytes)
-}
-
 impl Cuda {
     /// Whether there are kernels for the head width; an error is kept if not.
     fn supports(&mut self, head_dim: usize) -> bool {
@@ -124,7 +104,7 @@ impl Cuda {
         let blocks = shared * dims.kv_heads;
         let sums = self.cx.scratch("attention sums", blocks * part_bytes(self.variant(dims).head_dim))?;
         // Every launch leaves them as it found them.
-        let tickets = self.cx.cached_list("attention tickets", &vec![0; tickets(blocks)])?;
+        let tickets = self.cx.cached_list("attention tickets", &vec![0; part_tickets(blocks)])?;
         Some([acc_ptr(sums), table(tickets), int(rows)])
     }
 

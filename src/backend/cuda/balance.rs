@@ -1,6 +1,7 @@
 //! How evenly blocks of attention lie on a device's multiprocessors.
 
-use super::forest::{BLOCK_ROWS, PAIR_COST, QueryBlocks};
+use super::forest::{PAIR_COST, QueryBlocks};
+use crate::backend::scratch::MIN_PART_ROWS;
 
 /// Multiprocessors of a large device, an H100 or H200: what is decided for their sake is the same on every device.
 pub const MULTIPROCESSORS: usize = 132;
@@ -44,10 +45,6 @@ pub struct KeyLoad {
     load: Load,
 }
 
-/// Fewest rows and heads of a part of the work of a block of keys: what it leaves of its sums is written and read again, which takes
-/// as long as some steps of 32 rows.
-const MIN_PART_ROWS: usize = 1024;
-
 impl KeyLoad {
     /// Of blocks that so many rows see each.
     pub fn new(seen_by: impl Iterator<Item = usize>) -> Self {
@@ -87,16 +84,6 @@ pub struct Parts {
     pub shared: usize,
 }
 
-/// Most parts that leave sums, of all heads, in a pass of so many rows.
-pub fn most_shared(rows: usize, heads: usize) -> usize {
-    if rows * heads <= MIN_PART_ROWS {
-        return 0;
-    }
-    // A part is longer than half of what it may be, and that is longer than two fifths of what a multiprocessor has to do.
-    let all = rows * rows.div_ceil(BLOCK_ROWS) * heads;
-    (2 * all / MIN_PART_ROWS).min(5 * MULTIPROCESSORS)
-}
-
 /// The first row of a grid whose blocks are not the first ones of their multiprocessors, of rows of `heads` blocks: see
 /// `rows_of_block` of `attention.cuh`.
 pub fn second_row(multiprocessors: usize, heads: usize) -> usize {
@@ -112,6 +99,7 @@ mod tests {
     use super::counts::{Column, Table, high, low};
     use super::*;
     use crate::backend::cuda::forest::Forest;
+    use crate::backend::scratch::{BLOCK_ROWS, most_shared};
     use crate::pack::{Label, Pack, PackBuilder, Parent, Token};
 
     /// Blocks of the attention on a multiprocessor at a time, of width 128 in 2 bytes (`tests/counts/compiled.csv`).

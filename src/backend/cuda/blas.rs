@@ -11,9 +11,7 @@ use super::library;
 use super::memory::{Block, DevicePtr};
 use super::settings::Settings;
 use crate::Result;
-
-/// Bytes that cuBLASLt may use beside the operands; what NVIDIA recommends for Hopper.
-pub const WORKSPACE: usize = 32 << 20;
+use crate::backend::scratch::WORKSPACE;
 
 /// A row-major product `d [n, m] = a op b`, as cuBLASLt sees it: column-major `d [m, n]`, inner length `k`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

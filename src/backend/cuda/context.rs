@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, result};
 
-use super::blas::{Blas, Gemm, WORKSPACE};
+use super::blas::{Blas, Gemm};
 use super::compile::Kernels;
 use super::driver::{Device, error, message};
 use super::dtype::ComputeDtype;
@@ -20,6 +20,7 @@ use super::timeline::Timeline;
 use crate::backend::Len;
 use crate::backend::ops::Op;
 use crate::backend::profile::Recorder;
+use crate::backend::scratch::WORKSPACE;
 use crate::{Error, Result};
 
 /// Bytes of pinned memory through which values go to and from the device.

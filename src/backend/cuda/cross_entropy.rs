@@ -6,13 +6,9 @@ use super::launch::{Kernel, LaunchDims, acc_at, acc_ptr, compute_ptr, float, int
 use super::linear::{self, ForwardOperands, InputGradOperands, WeightGradOperands};
 use super::memory::DevicePtr;
 use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd, Op, logit_chunks};
+use crate::backend::scratch::chunk_len;
 
 const FILE: &str = "cross_entropy";
-
-/// Logits of the largest chunk.
-pub fn chunk_len(dims: LinearDims) -> usize {
-    logit_chunks(dims).map(|(_, chunk)| chunk.rows).max().unwrap_or(0) * dims.output
-}
 
 /// The logits of a chunk.
 fn scratch(cx: &mut Context, what: &'static str, dims: LinearDims, element_size: usize) -> Option<DevicePtr> {

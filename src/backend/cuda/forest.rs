@@ -5,10 +5,9 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::geometry::entry;
+use crate::backend::scratch::BLOCK_ROWS;
 use crate::pack::{Pack, Parent};
 
-/// Rows of a query block, and keys of a tile.
-pub const BLOCK_ROWS: usize = 64;
 /// Length of a query block's tile list that is allowed in any case; beyond it, at most twice as many tiles as one of its
 /// rows sees. A block takes its tiles one after another: with the rows of unrelated sequences side by side, as when many
 /// are generated at once, it would go through all their keys.

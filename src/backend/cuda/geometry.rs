@@ -137,7 +137,7 @@ mod tests {
         assert!(lora.contains(&format!("float sums[NARROW_WARPS][{LORA_ROWS} * 8 * NR]")));
         let hopper = include_str!("../../../kernels/attention_hopper.cu");
         assert!(hopper.contains(&format!("constexpr int STAGES = {},", super::super::variant::HOPPER_TILES)));
-        assert!(attention.contains(&format!("constexpr int TILE = {},", super::super::forest::BLOCK_ROWS)));
+        assert!(attention.contains(&format!("constexpr int TILE = {},", crate::backend::scratch::BLOCK_ROWS)));
     }
 
     #[test]

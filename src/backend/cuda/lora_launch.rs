@@ -7,23 +7,16 @@ use super::memory::DevicePtr;
 use super::pack::DeviceTables;
 use crate::backend::DevicePack;
 use crate::backend::ops::{Dropout, LoraSite, RunRange};
+use crate::backend::scratch::{RANKS, SHARE, SPLITS, TOGETHER, lora_tickets};
 
 const FILE: &str = "lora";
-/// Most LoRAs of a launch.
-pub const TOGETHER: usize = 3;
-/// Columns of the input or output, and of the rank, that a block handles.
+/// Columns of the input or output that a block handles.
 const COLUMNS: usize = 256;
-const RANKS: usize = 32;
 /// Of the 64 columns of a warp those side by side.
 const HALF: usize = 32;
 /// Threads of a block of the products that write columns, and of those that write ranks.
 const WIDE_BLOCK: u32 = 128;
 const NARROW_BLOCK: u32 = 64;
-/// Of the depth of a product that writes ranks, what a block takes at a time, and the most blocks that share one.
-const SHARE: usize = 128;
-const SPLITS: usize = 32;
-/// Fewest tickets that there is memory for.
-const TICKETS: usize = 1024;
 /// Columns and ranks of a block that sums a run's rows into its parameters.
 const SUM_COLUMNS: usize = 64;
 const SUM_RANKS: usize = 16;
@@ -149,20 +142,6 @@ fn splits(depth: usize) -> usize {
     shares.div_ceil(shares.div_ceil(SPLITS))
 }
 
-/// Number of tickets for so many tiles; few sizes, so that they seldom move.
-fn tickets(tiles: usize, rank: usize) -> usize {
-    (TOGETHER * tiles * rank.div_ceil(RANKS)).next_power_of_two().max(TICKETS)
-}
-
-/// Most bytes of the split-K workspace, partial sums and tickets, of depths of at most `width` in a pass of so many rows. None
-/// where no depth is split.
-pub fn split_k_bytes(rows: usize, rank: usize, width: usize) -> Option<[usize; 2]> {
-    // A smaller depth may have more splits, and a tile may have one row.
-    let splits = width.div_ceil(SHARE).min(SPLITS);
-    let parts = TOGETHER * splits * rows * rank * size_of::<f32>();
-    (rank > 0 && splits > 1).then(|| [parts, tickets(rows, rank) * size_of::<i32>()])
-}
-
 /// LoRAs that go through the same launches.
 #[derive(Clone, Copy)]
 struct Group<'a> {
@@ -204,7 +183,8 @@ impl Group<'_> {
         let bytes = self.loras.len() * splits(depth) * self.pitch() * size_of::<f32>();
         let parts = cx.scratch("lora parts", bytes)?;
         // Every launch leaves them as it found them.
-        let tickets = cx.cached_list("lora tickets", &vec![0; tickets(self.common.rows.tiles.1, self.common.rank)])?;
+        let tickets =
+            cx.cached_list("lora tickets", &vec![0; lora_tickets(self.common.rows.tiles.1, self.common.rank)])?;
         Some([acc_ptr(parts), table(tickets), pitch])
     }
 
@@ -417,6 +397,7 @@ pub fn delta(cx: &mut Context, op: &'static str, [out, xa, params]: [Arg; 3], pa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::scratch::split_k_bytes;
 
     #[test]
     fn depths_are_shared_by_many_blocks_and_wholly() {
@@ -443,7 +424,7 @@ mod tests {
             }
         }
         let tiles = 100; // of a row each
-        assert!(split_k_bytes(100, 8, 4096).expect("shared")[1] >= tickets(tiles, 8) * size_of::<i32>());
+        assert!(split_k_bytes(100, 8, 4096).expect("shared")[1] >= lora_tickets(tiles, 8) * size_of::<i32>());
     }
 
     #[test]

@@ -13,11 +13,7 @@ use cudarc::driver::sys::CUresult;
 use super::driver::{Device, DeviceId};
 use super::dtype::ComputeDtype;
 use crate::backend::Len;
-
-/// Smallest block, and the alignment of every block.
-const ALIGN: usize = 256;
-/// Blocks above this size are multiples of it.
-const LARGE: usize = 1 << 20;
+use crate::backend::scratch::{ALIGN, block_size};
 
 /// An address in the memory of one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -106,12 +102,6 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.trim();
     }
-}
-
-/// Bytes of the block that serves a request.
-pub fn block_size(bytes: usize) -> usize {
-    let unit = if bytes > LARGE { LARGE } else { ALIGN };
-    bytes.max(1).next_multiple_of(unit)
 }
 
 /// Device memory that goes back to its pool.
@@ -285,15 +275,5 @@ mod tests {
         assert_eq!([100, 256, 300].map(|bytes| parts.whole(bytes)), [Some(768), Some(768), Some(1536)]);
         assert_eq!([Parts::default().whole(100), Parts::expected(1).whole(100)], [None, None]);
         assert!(Parts::expected(3).next(100).is_none(), "a part of a block that is not there");
-    }
-
-    #[test]
-    fn block_size_holds_what_is_asked() {
-        for bytes in [0, 1, 255, 256, 257, LARGE - 1, LARGE, LARGE + 1, 5 * LARGE + 3] {
-            let block = block_size(bytes);
-            assert!(block >= bytes && block.is_multiple_of(ALIGN) && block > 0);
-            assert_eq!(block_size(block), block);
-            assert!(block - bytes <= if bytes > LARGE { LARGE } else { ALIGN });
-        }
     }
 }

@@ -52,7 +52,6 @@ mod variant;
 
 pub use self::memory::{AccBuffer, ComputeBuffer};
 pub use self::pack::{DeviceTables, Index};
-pub use self::plan::scratch;
 pub use self::queue::Replays;
 pub use self::readback::PendingReadback;
 pub use self::settings::Settings;

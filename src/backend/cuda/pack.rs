@@ -8,12 +8,13 @@ use std::ops::Range;
 
 use super::balance::{KeyLoad, Load};
 use super::context::Context;
-use super::forest::{BLOCK_ROWS, Forest, NO_ROW, QueryBlocks};
+use super::forest::{Forest, NO_ROW, QueryBlocks};
 use super::geometry::{self, Groups, entry};
 use super::launch::{Arg, table};
 use super::memory::{DevicePtr, TableBuffer};
 use crate::Result;
 use crate::backend::ops::RunRange;
+use crate::backend::scratch::{BLOCK_ROWS, usual};
 use crate::backend::{DeviceIndex, DevicePack};
 use crate::pack::{Pack, Token};
 
@@ -76,18 +77,6 @@ fn room(count: usize, usual: usize) -> usize {
         room *= 2;
     }
     room
-}
-
-/// Query blocks, and tiles of adapted rows and of keys, that packs of `rows` rows usually have no more of.
-fn usual(rows: usize) -> [usize; 3] {
-    [rows.div_ceil(BLOCK_ROWS) + rows.div_ceil(4 * BLOCK_ROWS), rows.div_ceil(8), rows.div_ceil(16)]
-}
-
-/// Entries of the tables of a pack of `rows` rows with the usual room.
-pub fn usual_entries(rows: usize) -> usize {
-    let [blocks, lora_tiles, tiles] = usual(rows);
-    let of_blocks = blocks * (2 * BLOCK_ROWS + 2) + 2 * BLOCK_ROWS + 2 * rows.div_ceil(BLOCK_ROWS);
-    13 * rows + 3 * lora_tiles + of_blocks + tiles * (BLOCK_ROWS + 8)
 }
 
 /// Where [`QueryBlocks`] lie among some tables.

@@ -30,7 +30,6 @@ mod scale;
 pub use activation::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd};
 pub use adamw::{Adamw, AdamwOps, AdamwStep, CheckFinite, GradNorm, RefreshWeight};
 pub use attention::{AttentionBwd, AttentionDims, AttentionFwd, AttentionOps, AttentionPattern, AttentionResult};
-#[cfg(feature = "cuda")]
 pub(super) use cross_entropy::chunks as logit_chunks;
 pub use cross_entropy::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LogitsFwd};
 pub use distillation::{DistillationOps, KlLoss, StateLoss};

@@ -1,0 +1,167 @@
+//! Memory of a GPU that operations take beside their operands, known before anything runs and without a device: workspaces, scratch,
+//! tables of packs. `backend/cuda` takes what stands here, and no more (`tests/cuda_fake.rs`).
+
+use super::PassSize;
+use super::ops::{LinearDims, logit_chunks};
+
+/// Smallest block of device memory, and the alignment of every block.
+pub const ALIGN: usize = 256;
+/// Blocks above this size are multiples of it.
+pub const LARGE: usize = 1 << 20;
+/// Bytes that cuBLASLt may use beside the operands; what NVIDIA recommends for Hopper.
+pub const WORKSPACE: usize = 32 << 20;
+/// Rows of a query block of the attention, and keys of a tile.
+pub const BLOCK_ROWS: usize = 64;
+/// Most LoRAs of a launch.
+pub const TOGETHER: usize = 3;
+/// Ranks that a block of LoRA's narrow products handles.
+pub const RANKS: usize = 32;
+/// Of the depth of a product that writes ranks, what a block takes at a time, and the most blocks that share one.
+pub const SHARE: usize = 128;
+/// See [`SHARE`].
+pub const SPLITS: usize = 32;
+/// Fewest tickets that there is memory for.
+const TICKETS: usize = 1024;
+/// Parts into which a run's gradient is cut to be summed.
+pub const NORM_PARTS: usize = 64;
+/// Fields of a run's step.
+pub const STEP_FIELDS: usize = 12;
+/// Fewest rows and heads of a part of the work of a block of keys: what it leaves of its sums is written and read again, which takes
+/// as long as some steps of 32 rows.
+pub const MIN_PART_ROWS: usize = 1024;
+/// Most parts that leave sums, of all heads: five for each multiprocessor of a large device.
+const MOST_SHARED: usize = 5 * 132;
+
+/// Bytes of the block that serves a request.
+pub fn block_size(bytes: usize) -> usize {
+    let unit = if bytes > LARGE { LARGE } else { ALIGN };
+    bytes.max(1).next_multiple_of(unit)
+}
+
+/// Query blocks, and tiles of adapted rows and of keys, that packs of `rows` rows usually have no more of.
+pub fn usual(rows: usize) -> [usize; 3] {
+    [rows.div_ceil(BLOCK_ROWS) + rows.div_ceil(4 * BLOCK_ROWS), rows.div_ceil(8), rows.div_ceil(16)]
+}
+
+/// Entries of the tables of a pack of `rows` rows with the usual room.
+fn usual_entries(rows: usize) -> usize {
+    let [blocks, lora_tiles, tiles] = usual(rows);
+    let of_blocks = blocks * (2 * BLOCK_ROWS + 2) + 2 * BLOCK_ROWS + 2 * rows.div_ceil(BLOCK_ROWS);
+    13 * rows + 3 * lora_tiles + of_blocks + tiles * (BLOCK_ROWS + 8)
+}
+
+/// Number of tickets for so many tiles of LoRAs; few sizes, so that they seldom move.
+pub fn lora_tickets(tiles: usize, rank: usize) -> usize {
+    (TOGETHER * tiles * rank.div_ceil(RANKS)).next_power_of_two().max(TICKETS)
+}
+
+/// Most bytes of LoRA's split-K workspace, partial sums and tickets, of depths of at most `width` in a pass of so many rows. None
+/// where no depth is split.
+pub fn split_k_bytes(rows: usize, rank: usize, width: usize) -> Option<[usize; 2]> {
+    // A smaller depth may have more splits, and a tile may have one row.
+    let splits = width.div_ceil(SHARE).min(SPLITS);
+    let parts = TOGETHER * splits * rows * rank * size_of::<f32>();
+    (rank > 0 && splits > 1).then(|| [parts, lora_tickets(rows, rank) * size_of::<i32>()])
+}
+
+/// Most parts of the work on keys that leave sums, of all heads, in a pass of so many rows.
+pub fn most_shared(rows: usize, heads: usize) -> usize {
+    if rows * heads <= MIN_PART_ROWS {
+        return 0;
+    }
+    // A part is longer than half of what it may be, and that is longer than two fifths of what a multiprocessor has to do.
+    let all = rows * rows.div_ceil(BLOCK_ROWS) * heads;
+    (2 * all / MIN_PART_ROWS).min(MOST_SHARED)
+}
+
+/// Bytes of the sums that a part of the work on 64 keys leaves: gradients of keys and values.
+pub fn part_bytes(head_dim: usize) -> usize {
+    2 * BLOCK_ROWS * head_dim * size_of::<f32>()
+}
+
+/// Number of tickets for so many parts; few sizes, so that they seldom move. A part of 64 keys may be four blocks, with two tickets for
+/// each of two gradients.
+pub fn part_tickets(parts: usize) -> usize {
+    (16 * parts).next_power_of_two().max(TICKETS)
+}
+
+/// Most bytes of the sums that parts leave, and of their tickets, in a pass of so many rows with so many heads of some width. None
+/// where there are no parts.
+pub fn key_parts_bytes(rows: usize, [heads, head_dim]: [usize; 2]) -> Option<[usize; 2]> {
+    let parts = most_shared(rows, heads);
+    let bytes = [parts * part_bytes(head_dim.next_multiple_of(16)), part_tickets(parts) * size_of::<i32>()];
+    (parts > 0).then_some(bytes)
+}
+
+/// Logits of the largest chunk.
+pub fn chunk_len(dims: LinearDims) -> usize {
+    logit_chunks(dims).map(|(_, chunk)| chunk.rows).max().unwrap_or(0) * dims.output
+}
+
+/// Bytes of device memory that such passes take for themselves, with elements of these sizes.
+pub fn scratch(pass: &PassSize, (acc, compute): (usize, usize)) -> usize {
+    let PassSize { rows, backward_rows, labels, heads, vocab, rank, adapted, terms, runs, .. } = *pass;
+    // Tables of a pass and of its output rows, in a training and in its evaluation.
+    let tables = 2 * (usual_entries(rows) + usual_entries(labels));
+    let mut blocks = vec![WORKSPACE, tables * size_of::<i32>()];
+    blocks.extend(split_k_bytes(rows, rank, adapted).into_iter().flatten());
+    if labels > 0 {
+        let logits = chunk_len(LinearDims { rows: labels, input: 0, output: vocab });
+        let queries = heads[0] * heads[1];
+        blocks.extend(key_parts_bytes(backward_rows, heads).into_iter().flatten());
+        // Logits and their gradients, d_z rounded, d_xa, terms of a gradient, parts of the norms, the steps' fields.
+        blocks.extend([
+            logits * acc,
+            logits * compute,
+            backward_rows * queries * compute,
+            TOGETHER * backward_rows * rank * acc,
+        ]);
+        blocks.extend((terms > 0).then_some(terms * acc));
+        blocks.extend([runs * NORM_PARTS * acc, runs * STEP_FIELDS * acc]);
+    }
+    blocks.into_iter().map(block_size).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_size_holds_what_is_asked() {
+        for bytes in [0, 1, 255, 256, 257, LARGE - 1, LARGE, LARGE + 1, 5 * LARGE + 3] {
+            let block = block_size(bytes);
+            assert!(block >= bytes && block.is_multiple_of(ALIGN) && block > 0);
+            assert_eq!(block_size(block), block);
+            assert!(block - bytes <= if bytes > LARGE { LARGE } else { ALIGN });
+        }
+    }
+
+    /// Of a step of LLaMA-2-7B with LoRAs of rank 16, 512 tokens in bf16: the same in every build, with the feature `cuda` or without.
+    #[test]
+    fn scratch_of_a_step_is_known_without_a_device() {
+        let pass = PassSize {
+            rows: 512,
+            backward_rows: 512,
+            labels: 512,
+            heads: [32, 128],
+            vocab: 32000,
+            rank: 16,
+            adapted: 11008,
+            terms: 3 * 512 * 4096,
+            runs: 1,
+            ..PassSize::default()
+        };
+        let tables = 2 * 2 * 4 * (13 * 512 + 3 * 64 + 10 * 130 + 128 + 16 + 32 * 72);
+        let [lora, tickets] = [3 * 32 * 512 * 16 * 4, 2048 * 4];
+        let [parts, part_tickets] = [256 * (64 << 10), 4096 * 4];
+        let (logits, rounded) = (512 * 32000, 512 * 4096 * 2);
+        let of_backward = [4 * logits, 2 * logits, rounded, 3 * 512 * 16 * 4, 3 * 512 * 4096 * 4, 64 * 4, 12 * 4];
+        let blocks = [&[32 << 20, tables, lora, tickets, parts, part_tickets], &of_backward[..]].concat();
+        let up = |bytes: usize| bytes.next_multiple_of(if bytes > 1 << 20 { 1 << 20 } else { 256 });
+        assert_eq!(scratch(&pass, (4, 2)), blocks.into_iter().map(up).sum::<usize>());
+        // A forward has neither logits nor gradients.
+        let forward = scratch(&PassSize { labels: 0, runs: 0, ..pass }, (4, 2));
+        let tables = 2 * 4 * (13 * 512 + 3 * 64 + 10 * 130 + 128 + 16 + 32 * 72 + 128);
+        assert_eq!(forward, [32 << 20, tables, lora, tickets].into_iter().map(up).sum::<usize>());
+    }
+}

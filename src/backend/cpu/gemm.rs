@@ -58,7 +58,7 @@ use self::skinny::{Skinny, SkinnyKernel, SkinnyProduct};
 use self::tile::{BroadcastOperand, DEPTH, Tiles, VectorOperand};
 use self::transpose::Transposer;
 use super::aligned::AlignedVec;
-use super::parallel::{Shared, workers};
+use super::parallel::{Shared, workers, workers_ahead};
 use super::simd::{Float, Isa};
 use super::thread_pool::ThreadPool;
 use crate::backend::HostSlice;
@@ -84,7 +84,8 @@ const VECTORS: usize = 12;
 /// Tiles' worth of rows of a task, at most, where the right operand is broadcast: 8 x 14 rows are what a tile keeps in the
 /// second-level cache (`cached`), so that a task passes once over the panels of the left operand.
 const TILES: usize = 8;
-/// Groups of columns of a task of a few rows with a quantised operand, at most: nothing has prefetched the first.
+/// Groups of columns of a task of a few rows with a quantised operand, at most: with tasks of 4 groups int8 in rows of 11008 bytes has
+/// 0.95 of the rate, of one 0.85 (AMD Zen 5).
 const SKINNY_GROUPS: usize = 16;
 /// Length of k below which transposing the right operand is cheaper than transposing the result.
 const SHALLOW: usize = 128;
@@ -355,11 +356,11 @@ impl<A: Float> Gemm<A> {
         let Self { isa, pool, kernels, left: memory, slots, .. } = self;
         let isa = *isa;
         let memory = pack_left(pool, &mut slots[..used], kernels.transposer, memory, shape, left);
-        // Of a kernel that prefetches the columns that come next, the same thread computes these.
         let groups = if decodes { share(n.div_ceil(skinny::COLUMNS), used, SKINNY_GROUPS) } else { 1 };
         let width = groups * skinny::COLUMNS;
-        workers(pool, &mut slots[..used], n.div_ceil(width), |slot, task| {
-            for column in (task * width..n.min((task + 1) * width)).step_by(skinny::COLUMNS) {
+        let compute = |slot: &mut Slot<A>, task: usize, next: Option<usize>| {
+            let end = n.min((task + 1) * width);
+            for column in (task * width..end).step_by(skinny::COLUMNS) {
                 let columns = skinny::COLUMNS.min(n - column);
                 let sums = slot.sums.grow(m * skinny::COLUMNS);
                 let right = right.skip(column);
@@ -367,12 +368,20 @@ impl<A: Float> Gemm<A> {
                     true => decoded(isa, &mut slot.right, right, [columns, k]),
                     false => right,
                 };
-                kernel(SkinnyProduct { sums, left: memory, right, m, columns, k, block });
+                let next = Some(column + columns).filter(|&next| next < end).or(next.map(|task| task * width));
+                let next = next.map(|next| next - column);
+                kernel(SkinnyProduct { sums, left: memory, right, next, m, columns, k, block });
                 for (row, line) in sums.chunks_exact(skinny::COLUMNS).enumerate() {
                     sink.row(row, column, &line[..columns]);
                 }
             }
-        });
+        };
+        let (slots, tasks) = (&mut slots[..used], n.div_ceil(width));
+        match decodes {
+            // What comes next is prefetched, so a thread's next task must be known while it computes one.
+            true => workers_ahead(pool, slots, tasks, compute),
+            false => workers(pool, slots, tasks, |slot, task| compute(slot, task, None)),
+        }
     }
 
     /// The right operand is the vector operand, the left one is broadcast.

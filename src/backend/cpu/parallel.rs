@@ -92,19 +92,44 @@ pub fn each_part<S: Split>(pool: &ThreadPool, count: usize, cost: usize, whole: 
 
 /// Runs `f(slot, task)` for every task `0..tasks`, each slot on one thread at a time.
 pub fn workers<S: Send>(pool: &ThreadPool, slots: &mut [S], tasks: usize, f: impl Fn(&mut S, usize) + Sync) {
+    drawing(pool, slots, tasks, |slot, draw| {
+        while let Some(task) = draw() {
+            f(slot, task);
+        }
+    });
+}
+
+/// The same, where a thread draws its next task before it begins one: `f(slot, task, the next one)`.
+pub fn workers_ahead<S: Send>(
+    pool: &ThreadPool,
+    slots: &mut [S],
+    tasks: usize,
+    f: impl Fn(&mut S, usize, Option<usize>) + Sync,
+) {
+    drawing(pool, slots, tasks, |slot, draw| {
+        let mut current = draw();
+        while let Some(task) = current {
+            let next = draw();
+            f(slot, task, next);
+            current = next;
+        }
+    });
+}
+
+/// Runs `f(slot, draw)` on as many threads as there are slots and tasks, which draw tasks from `0..tasks` until there are no more.
+fn drawing<S: Send>(
+    pool: &ThreadPool,
+    slots: &mut [S],
+    tasks: usize,
+    f: impl Fn(&mut S, &dyn Fn() -> Option<usize>) + Sync,
+) {
     let next = AtomicUsize::new(0);
     let used = slots.len().min(tasks);
     let slots = Shared::new(slots);
     pool.run(used, &|thread| {
         // SAFETY: every thread of a run has a number of its own.
         let slot = &mut unsafe { slots.at(thread, 1) }[0];
-        loop {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                return;
-            }
-            f(slot, task);
-        }
+        f(slot, &|| Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&task| task < tasks));
     });
 }
 
@@ -146,5 +171,25 @@ impl<'a, T> Shared<'a, T> {
         assert!(inside, "{len} elements from {from} on of {}", self.len);
         // SAFETY: within the buffer, which is borrowed for `'a`, by the check above; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_ahead_are_told_the_task_that_they_do_next() {
+        for (threads, tasks) in [(1, 5), (3, 40), (4, 2), (2, 0)] {
+            let mut done: Vec<Vec<(usize, Option<usize>)>> = vec![Vec::new(); threads];
+            workers_ahead(&ThreadPool::new(threads), &mut done, tasks, |done, task, next| done.push((task, next)));
+            for done in &done {
+                let following = done.iter().skip(1).map(|&(task, _)| Some(task)).chain([None]);
+                assert!(done.iter().map(|&(_, next)| next).eq(following.take(done.len())), "{done:?}");
+            }
+            let mut all: Vec<usize> = done.concat().into_iter().map(|(task, _)| task).collect();
+            all.sort_unstable();
+            assert_eq!(all, Vec::from_iter(0..tasks), "{threads} threads");
+        }
     }
 }

@@ -34,6 +34,8 @@ pub struct SkinnyProduct<'a, A> {
     pub left: &'a [A],
     /// Contiguous along k, and not to be rounded.
     pub right: Operand<'a, A>,
+    /// How far behind the first column are those that the thread computes next, if there are any: they may be prefetched.
+    pub next: Option<usize>,
     /// At most as many as the kernel takes.
     pub m: usize,
     /// At most [`COLUMNS`].

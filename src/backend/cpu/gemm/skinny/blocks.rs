@@ -47,7 +47,7 @@ pub fn takes(operand: &Operand<'_, f32>, k: usize) -> bool {
 /// # Panics
 /// If the operand is not [taken](takes), or operands are too short.
 pub fn multiply(product: SkinnyProduct<'_, f32>) {
-    let SkinnyProduct { sums, left, right, m, columns, k, block } = product;
+    let SkinnyProduct { sums, left, right, next, m, columns, k, block } = product;
     let Elements::Quantized(matrix) = right.data else { panic!("skinny: an operand that is not quantised") };
     assert!(takes(&right, 2 * k) && k > 0, "skinny: a quantised operand of {k} pairs in rows of {}", right.stride);
     assert!((1..=ROWS).contains(&m) && (1..=COLUMNS).contains(&columns), "skinny: {m} rows, {columns} columns");
@@ -60,7 +60,7 @@ pub fn multiply(product: SkinnyProduct<'_, f32>) {
     matrix.check_parts().unwrap_or_else(|error| panic!("skinny: {error}"));
     // Rows behind the last repeat it, and are not stored.
     let rows = |first: usize| std::array::from_fn(|i| matrix.stored_row((first + i).min(matrix.rows - 1)));
-    let rows: [[usize; COLUMNS]; 2] = [rows(first), rows(first + COLUMNS)];
+    let rows: [[usize; COLUMNS]; 2] = [rows(first), rows(first + next.unwrap_or(0))];
     assert!(rows.as_flattened().iter().all(|&row| row < matrix.stored_rows), "skinny: a row outside of {matrix:?}");
     let range = [column, 2 * k];
     let work = Work { out: sums.as_mut_ptr(), left: left.as_ptr(), k, block };

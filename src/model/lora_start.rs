@@ -128,8 +128,9 @@ fn base(source: &Source, at: Table) -> Result<Vec<f32>> {
 /// # Errors
 /// Such a table.
 pub fn check_base(adapter: &LoraAdapter, path: &Path, source: &Source) -> Result<()> {
-    let roundings: [(&str, fn(f32) -> f32); 2] =
-        [("bfloat16", |x| bf16::from_f32(x).to_f32()), ("float16", |x| f16::from_f32(x).to_f32())];
+    let to_bf16: fn(f32) -> f32 = |x| bf16::from_f32(x).to_f32();
+    let to_f16: fn(f32) -> f32 = |x| f16::from_f32(x).to_f32();
+    let roundings = [("bfloat16", to_bf16), ("float16", to_f16)];
     for TableLora { at, base: of_file, .. } in &adapter.tables {
         let Some(of_file) = of_file else { continue };
         let own = base(source, *at)?;

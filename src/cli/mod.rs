@@ -41,6 +41,8 @@ mod report_tables;
 pub(crate) mod resolve;
 mod series;
 mod shell;
+#[cfg(unix)]
+mod signals;
 mod study;
 mod sweep;
 mod task;
@@ -94,6 +96,8 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// The same, for a program that ends in its own way.
 pub(crate) fn status(words: impl IntoIterator<Item = OsString>) -> u8 {
     notes::listen();
+    #[cfg(unix)]
+    signals::listen();
     match parse::parse(words).and_then(|(command, cli)| run(cli).map_err(|failure| failure.in_words_of(&command))) {
         Ok(()) | Err(Failure::Closed) => {
             notes::release();

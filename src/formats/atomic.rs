@@ -2,7 +2,8 @@
 //!
 //! A temporary name in the same directory is written, flushed and synced, then renamed over the final name, so that a
 //! reader (or the next start after a crash) sees the old content or the new one, never a part of it. On any error,
-//! and on a panic, the temporary is removed, and so are folders that were made for it alone.
+//! and on a panic, the temporary is removed, and so are folders that were made for it alone; [`unfinished`] is for ends by
+//! a signal.
 
 use std::fs;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
@@ -11,7 +12,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use tempfile::{Builder, NamedTempFile, TempDir};
 
+use self::unfinished::Unfinished;
 use crate::{Error, Result};
+
+pub mod unfinished;
 
 /// Prefix of everything unfinished. Such names may be deleted by anyone when no program runs.
 const PREFIX: &str = ".tmp-";
@@ -66,6 +70,7 @@ pub fn check_replaceable(path: impl AsRef<Path>) -> Result<()> {
 pub struct AtomicFile {
     // Dropped in this order: the folders that were made for the file go after it.
     file: BufWriter<NamedTempFile>,
+    _unfinished: Unfinished,
     _folders: NewFolders,
     path: PathBuf,
 }
@@ -99,6 +104,7 @@ impl AtomicFile {
         let path = path.as_ref().to_path_buf();
         check_replaceable(&path)?;
         let dir = parent(&path);
+        let mut all = unfinished::lock();
         let folders = NewFolders::create(&dir)?;
         let mut builder = Builder::new();
         builder.prefix(PREFIX);
@@ -109,7 +115,8 @@ impl AtomicFile {
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
         let file = builder.tempfile_in(&dir).map_err(Error::io("create a file in", &dir))?;
-        Ok(Self { file: BufWriter::with_capacity(1 << 18, file), _folders: folders, path })
+        let unfinished = all.begin(file.path(), folders.0.clone());
+        Ok(Self { file: BufWriter::with_capacity(1 << 18, file), _unfinished: unfinished, _folders: folders, path })
     }
 
     /// The name under which the file appears when it is complete.
@@ -148,7 +155,7 @@ impl AtomicFile {
     /// # Errors
     /// Any of the three fails; the temporary is then removed and an older file of that name stays as it was.
     pub fn finish(self) -> Result<()> {
-        let Self { file, path, _folders } = self;
+        let Self { file, path, _unfinished, _folders } = self;
         let file = file.into_inner().map_err(|e| Error::io("write", &path)(e.into_error()))?;
         file.as_file().sync_all().map_err(Error::io("sync", &path))?;
         file.persist(&path).map_err(|e| Error::io("rename to", &path)(e.error))?;
@@ -194,16 +201,31 @@ pub fn replace_dir(path: impl AsRef<Path>, owned: &[&str], fill: impl FnOnce(&Pa
     let dir = parent(path);
     fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
     let stage = temp_dir(&dir)?;
-    let new = stage.path().join("new");
+    let new = stage.dir.path().join("new");
     fs::create_dir(&new).map_err(Error::io("create", &new))?;
-    fill(&new)?;
+    fill(&new).map_err(|error| moved(error, &new, path))?;
     sync_dir(&new)?;
+    // No signal removes the temporary directory while it has the old one.
+    let all = unfinished::lock();
     if path.exists() {
         // Two renames: a crash between them leaves the old directory complete inside the temporary one.
-        fs::rename(path, stage.path().join("old")).map_err(Error::io("rename", path))?;
+        fs::rename(path, stage.dir.path().join("old")).map_err(Error::io("rename", path))?;
     }
     fs::rename(&new, path).map_err(Error::io("rename to", path))?;
+    drop(all);
     sync_dir(&dir)
+}
+
+/// The error of a path in `from` as that of its name in `to`, where it would have come to stand.
+fn moved(error: Error, from: &Path, to: &Path) -> Error {
+    let named = |path: PathBuf| {
+        path.strip_prefix(from).map(|rest| to.components().chain(rest.components()).collect()).unwrap_or(path.clone())
+    };
+    match error {
+        Error::Io { action, path, source } => Error::Io { action, path: named(path), source },
+        Error::File { path, source } => Error::File { path: named(path), source },
+        other => other,
+    }
 }
 
 /// The first entry of a directory that `owned` does not name; `None` for a missing directory.
@@ -261,9 +283,9 @@ pub fn remove(path: impl AsRef<Path>) -> Result<()> {
 /// The file system refuses.
 pub fn remove_dir(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
-    let stage = temp_dir(&parent(path))?;
-    fs::rename(path, stage.path().join("old")).map_err(Error::io("rename", path))?;
-    stage.close().map_err(Error::io("remove", path))
+    let Stage { dir, _unfinished } = temp_dir(&parent(path))?;
+    fs::rename(path, dir.path().join("old")).map_err(Error::io("rename", path))?;
+    dir.close().map_err(Error::io("remove", path))
 }
 
 /// Removes a file, if there is one.
@@ -320,10 +342,19 @@ pub fn numbered_dirs(dir: impl AsRef<Path>, prefix: &str) -> Result<Vec<(u64, Pa
     Ok(found)
 }
 
-fn temp_dir(dir: &Path) -> Result<TempDir> {
+/// A directory under a temporary name.
+struct Stage {
+    // Removed in this order: what is gone need not be known.
+    dir: TempDir,
+    _unfinished: Unfinished,
+}
+
+fn temp_dir(dir: &Path) -> Result<Stage> {
     let mut builder = Builder::new();
     builder.prefix(PREFIX);
-    builder.tempdir_in(dir).map_err(Error::io("create a directory in", dir))
+    let mut all = unfinished::lock();
+    let dir = builder.tempdir_in(dir).map_err(Error::io("create a directory in", dir))?;
+    Ok(Stage { _unfinished: all.begin(dir.path(), Vec::new()), dir })
 }
 
 /// The directory of a path; `.` for a bare name.

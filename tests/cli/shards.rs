@@ -31,6 +31,36 @@ fn shards(dir: &Path) -> usize {
     names.filter(|name| name.starts_with("activations-") && name.ends_with(".safetensors")).count()
 }
 
+/// A signal that was ignored when the program began stays so.
+#[cfg(unix)]
+#[test]
+fn signals_leave_nothing_unfinished() {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    let dir = workplace();
+    let d = dir.path();
+    let ids: Vec<String> = (0..40).map(|i| (i % 30 + 1).to_string()).collect();
+    put(d, "long.jsonl", &format!("{{\"input_ids\": [{}]}}\n", ids.join(", ")).repeat(5000));
+    let capture = "capture --model {}/model --input {}/long.jsonl --out {}/new/out --batch-tokens 64 --device cpu";
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' INT; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_llamaprobe")])
+        .args(words(d, capture))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    while leftovers(d).is_empty() {
+        assert!(child.try_wait().expect("a child").is_none(), "ended before a signal came");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    for signal in ["INT", "TERM"] {
+        let sent = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
+        assert!(sent.expect("kill").success(), "{signal}");
+    }
+    assert_eq!(child.wait().expect("a child").signal(), Some(15));
+    assert!(!d.join("new").exists(), "{:?}", leftovers(d));
+}
+
 #[test]
 fn killed_captures_are_resumed_to_the_same_bytes() {
     let dir = workplace();

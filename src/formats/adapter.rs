@@ -203,7 +203,11 @@ impl Family {
             let before = targets.len();
             targets.extend(self.modules().iter().filter(named));
             if targets.len() == before {
-                return Err(Error::unsupported("target module", name, self.module_names()));
+                return Err(Error::argument(
+                    "target_modules",
+                    format!("names of projections, as {}", self.module_names()),
+                    name,
+                ));
             }
         }
         targets.dedup();

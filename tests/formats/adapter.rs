@@ -292,11 +292,43 @@ fn fields_that_peft_acts_on_are_refused_by_name() {
         (json!({"target_modules": ["q_proj", "v_proj", "lm_head"]}), "lm_head.lora_A.weight"),
         (json!({"modules_to_save": ["model.norm"]}), "model.norm.weight"),
         (json!({"trainable_token_indices": [2]}), "model.embed_tokens.token_adapter.trainable_tokens_delta"),
+        // A pattern that matches nothing is a note beside them too.
+        (
+            json!({"trainable_token_indices": [2], "rank_pattern": {"zzz": 4}}),
+            "model.embed_tokens.token_adapter.trainable_tokens_delta",
+        ),
     ] {
         let dir = temp();
         let model = small(dir.path(), &patch);
         let error = LoraAdapter::read(dir.path(), &model).expect_err(tensor).to_string();
         assert!(error.contains(&format!("base_model.model.{tensor}: expected it")), "{error}");
+    }
+}
+
+/// PEFT applies trained biases, which this library does not; without such a choice a bias is a tensor like any other.
+#[test]
+fn trained_biases_are_refused_by_their_field() {
+    for (choice, expected) in [
+        (
+            "lora_only",
+            "adapter_config.json: bias: expected none, since trained biases are not applied, found lora_only, and ",
+        ),
+        ("none", "q_proj.base_layer.bias: expected no such tensor"),
+    ] {
+        let dir = temp();
+        let model = small(dir.path(), &json!({"bias": choice}));
+        let path = dir.path().join("adapter_model.safetensors");
+        let file = Checkpoint::open(&path).expect("opens");
+        let views: Vec<_> = file.iter().collect();
+        let mut tensors: Vec<Tensor> = views
+            .iter()
+            .map(|view| Tensor { name: &view.name, dtype: view.dtype, shape: &view.shape, data: &view.data })
+            .collect();
+        let name = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias";
+        tensors.push(Tensor { name, dtype: Dtype::F32, shape: &[8], data: &[0; 32] });
+        write(&path, &tensors, &[]).expect("writes");
+        let error = LoraAdapter::read(dir.path(), &model).expect_err("a bias").to_string();
+        assert!(error.contains(expected) && error.contains(name), "{error}");
     }
 }
 

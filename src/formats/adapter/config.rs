@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::selection::{InitLoraWeights, LoraConfig, MAX_RANK, Modules};
 use super::{Adapter, fields, tokens};
-use crate::Result;
 use crate::arch::Family;
 use crate::formats::json::{self, Fields, show};
+use crate::{Error, Result};
 
 /// PEFT's rank and alpha where a file has none.
 const DEFAULT: u32 = 8;
@@ -25,8 +25,12 @@ impl LoraConfig {
     /// PEFT passes over are warnings.
     pub fn read(path: impl AsRef<Path>, family: Family) -> Result<Self> {
         let path = path.as_ref();
-        let value = json::read(path)?;
-        let f = Fields::new(path, &value)?;
+        Self::of_value(path, &json::read(path)?, family)
+    }
+
+    /// The same of the file's content.
+    pub(super) fn of_value(path: &Path, value: &Value, family: Family) -> Result<Self> {
+        let f = Fields::new(path, value)?;
         let peft_type = f.require("peft_type", f.str("peft_type")?, "\"LORA\"")?;
         if peft_type != "LORA" {
             return Err(f.error("peft_type", "\"LORA\""));
@@ -194,10 +198,8 @@ pub(super) fn module_json(family: Family, modules: &Modules) -> Value {
 /// The fields of which some values are computed here and others are not.
 fn check_values(f: &Fields, family: Family) -> Result<()> {
     let note = |key: &str, text: &str| log::warn!("{}: {key}: {text}", f.path().display());
-    match f.str("bias")? {
-        None | Some("none") => {}
-        Some("all" | "lora_only") => note("bias", "read as \"none\": a training leaves biases as they are"),
-        Some(_) => return Err(f.error("bias", "none, all or lora_only")),
+    if f.str("bias")?.is_some_and(|bias| !["none", "all", "lora_only"].contains(&bias)) {
+        return Err(f.error("bias", "none, all or lora_only"));
     }
     check_task_type(f)?;
     match f.get("init_lora_weights") {
@@ -216,6 +218,23 @@ fn check_values(f: &Fields, family: Family) -> Result<()> {
     }
     fan_in_fan_out(f, family)?;
     Ok(())
+}
+
+/// Refuses biases that an adapter trained: `bias` asks for them, and its file has the tensor `found`. Of a model without biases
+/// there are none, and `bias` is for a training to come.
+pub(super) fn check_biases(path: &Path, config: &Value, found: Option<&str>) -> Result<()> {
+    let f = Fields::new(path, config)?;
+    let trains = f.str("bias")?.filter(|bias| *bias != "none");
+    match (trains, found) {
+        (None, _) => Ok(()),
+        (Some(bias), Some(name)) => {
+            Err(Error::field(path, "bias", "none, since trained biases are not applied", format!("{bias}, and {name}")))
+        }
+        (Some(_), None) => {
+            log::warn!("{}: bias: read as \"none\": a training leaves biases as they are", path.display());
+            Ok(())
+        }
+    }
 }
 
 pub(super) fn check_task_type(f: &Fields) -> Result<()> {

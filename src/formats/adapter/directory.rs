@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::beside::{SavedTensor, Table, TableLora, TableSlot, Tensors};
 use super::card::{self, CARD};
+use super::config::check_biases;
 use super::fields;
 use super::ia3::Ia3Adapter;
 use super::names::{by_head, fused, missing_level, of_images, todays_name, unfused, warn_of_level};
@@ -163,7 +164,8 @@ impl LoraAdapter {
         }
         let [path, file] = files(dir.as_ref())?;
         let (family, head_dim) = (model.family, model.head_dim);
-        let config = LoraConfig::read(&path, family)?;
+        let value = json::read(&path)?;
+        let config = LoraConfig::of_value(&path, &value, family)?;
         let slots = config.slots_of(&path, family, model.num_hidden_layers)?;
         config.wrong_tokens(model).map_err(|(field, expected, found)| Error::field(&path, field, expected, found))?;
         let tensors = weights::open(&file)?;
@@ -212,7 +214,10 @@ impl LoraAdapter {
             let (path, n) = (file.display(), beside.len());
             log::warn!("{path}: {n} tensors beside the model of texts are not used, such as {first}");
         }
-        tensors.deny_unexpected(|name| known.contains(name) || beside.contains(&name))?;
+        let expected = |name: &str| known.contains(name) || beside.contains(&name);
+        let bias = tensors.names().find(|name| name.ends_with(".bias") && !expected(name));
+        check_biases(&path, &value, bias)?;
+        tensors.deny_unexpected(expected)?;
         Ok(Self { config, family, head_dim, modules, tables, saved, ties_head, tokens })
     }
 

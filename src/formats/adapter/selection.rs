@@ -302,7 +302,7 @@ impl LoraConfig {
     }
 
     /// The slots, and what of the fields matches nothing.
-    fn resolve(&self, family: Family, layers: usize) -> Result<(Slots, Vec<Wrong>), Wrong> {
+    pub(super) fn resolve(&self, family: Family, layers: usize) -> Result<(Slots, Vec<Wrong>), Wrong> {
         let selection = Selection::new(self)?;
         let ranks = patterns("rank_pattern", &self.rank_pattern)?;
         let alphas = patterns("alpha_pattern", &self.alpha_pattern)?;

@@ -96,12 +96,8 @@ impl LoraConfig {
         let of_rows = |path: &str| {
             path == model.family.table_path(Table::Embed) || tied && path == model.family.table_path(Table::Head)
         };
-        let argument = |error: Error| match error {
-            Error::Argument { name, expected, found } => (name, expected, found),
-            other => wrong(FIELD, "a configuration that can be read", other.to_string()),
-        };
         let saved = self.saved_modules(model).unwrap_or_default();
-        let slots = self.slots(model.family, model.num_hidden_layers).map_err(argument)?;
+        let (slots, _) = self.resolve(model.family, model.num_hidden_layers)?;
         let adapted = slots.tables.iter().map(|slot| model.family.table_path(slot.at).to_owned());
         match saved.into_iter().chain(adapted).find(|path| of_rows(path)) {
             None => Ok(()),

@@ -18,7 +18,7 @@ use crate::formats::tokenizer::Tokenizer;
 use crate::formats::{atomic, yaml};
 use crate::hooks::{Edit, Naming};
 use crate::model::Model;
-use crate::task::{Side, Task, Template};
+use crate::task::{MOST_QUERIES, Side, Task, Template};
 use crate::train::settings::{Length, RunSettings};
 use crate::{Error, Result};
 
@@ -40,7 +40,7 @@ pub fn run_in_turn(all: &[&CompareArgs], each: Each<'_>) -> Result<(), Failure> 
     dispatch(common, dtype, Series { files, commands: all, each })
 }
 
-/// The settings that the flags ask for, not validated yet.
+/// The settings that the flags ask for, not validated yet; without a number of queries those of a task with files.
 pub(super) fn settings(args: &CompareArgs, family: Family, depth: usize) -> Result<CompareSettings> {
     let training = |learning_rate: f64| RunSettings {
         length: Length::Steps(args.max_steps),
@@ -57,7 +57,7 @@ pub(super) fn settings(args: &CompareArgs, family: Family, depth: usize) -> Resu
         lengths: args.num_virtual_tokens.clone(),
         seeds: resolve::seeds(args.seed, args.seeds)?,
         split_seed: args.split_seed,
-        queries: args.queries,
+        queries: args.queries.unwrap_or(MOST_QUERIES),
         pool: args.pool,
         train_examples: args.train_examples,
         max_length: args.max_length,
@@ -101,8 +101,8 @@ impl From<OneOrMore> for Vec<PathBuf> {
     }
 }
 
-/// The task and those of `--transfer`, each with its data.
-fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
+/// The task and those of `--transfer`, each with its data, and how many queries each of them has at most where no flag says it.
+fn sources(args: &CompareArgs) -> Result<(Vec<Source>, usize)> {
     let mut data = match &args.data {
         None => BTreeMap::new(),
         Some(text) => {
@@ -128,6 +128,7 @@ fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
         let names = tasks.iter().map(Task::name).collect::<Vec<_>>().join(", ");
         return Err(Error::argument("--data", format!("names of tasks, such as {names}"), name));
     }
+    let mut queries = MOST_QUERIES;
     let mut source = |(i, task): (usize, Task)| {
         let (train, test) = match data.remove(task.name()) {
             Some(files) => (files.train.into(), files.test.into()),
@@ -146,6 +147,9 @@ fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
                 });
             }
         }
+        if train.is_empty() && test.is_empty() {
+            queries = queries.min(task.default_queries());
+        }
         let (train, test) = (task.data(Side::Train, &train, &template)?, task.data(Side::Test, &test, &template)?);
         for (side, data) in [("train", &train), ("test", &test)] {
             for (why, n) in &data.skipped {
@@ -154,7 +158,8 @@ fn sources(args: &CompareArgs) -> Result<Vec<Source>> {
         }
         Ok(Source { task, template, train, test })
     };
-    tasks.into_iter().enumerate().map(&mut source).collect()
+    let sources = tasks.into_iter().enumerate().map(&mut source).collect::<Result<_>>()?;
+    Ok((sources, queries))
 }
 
 /// What a comparison needs beside its model.
@@ -167,7 +172,7 @@ struct Inputs {
 
 impl Inputs {
     fn read(args: &CompareArgs, files: &ModelFiles) -> Result<Self> {
-        let settings = settings(args, files.config.family, files.config.num_hidden_layers)?;
+        let mut settings = settings(args, files.config.family, files.config.num_hidden_layers)?;
         settings.validate(files.config.family)?;
         let tokenizer = files.tokenizer()?;
         // The protocol of the comparison is that of the study, whatever the model's authors ask of its generation.
@@ -176,7 +181,8 @@ impl Inputs {
             let path = files.path.display();
             log::warn!("{path}/generation_config.json: asks for more than where texts end, which is not done here");
         }
-        let sources = sources(args)?;
+        let (sources, queries) = sources(args)?;
+        settings.queries = args.queries.unwrap_or(queries);
         let edits = edits::of_texts(args.edit.as_deref(), &Naming::tl(&files.config))?;
         Ok(Self { settings, tokenizer, sources, edits })
     }

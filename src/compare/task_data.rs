@@ -21,6 +21,9 @@ use crate::task::{Example, Task, Template};
 use crate::train::data::{IGNORE_INDEX, TrainSequence};
 use crate::{Error, Result, hash};
 
+/// In the counts, examples that cannot be shown since they have the input of a query.
+const OF_QUERIES: &str = "train examples left out: input of a query";
+
 /// A prompt of an arm.
 pub struct PromptContext {
     /// The query's index in the test data.
@@ -69,7 +72,13 @@ impl<'a> TaskData<'a> {
         let mut counts = BTreeMap::new();
         let (pool, queries) = choose(tokenizer, settings, source, &mut counts)?;
         if queries.examples.is_empty() || pool.examples.len() < 2 {
-            let found = format!("{} and {}, of {counts:?}", queries.examples.len(), pool.examples.len());
+            let shared = counts.get(OF_QUERIES).is_some_and(|n| *n > 0);
+            if shared && !queries.examples.is_empty() {
+                let expected = format!("so few that two examples of {} have the input of none", source.task);
+                return Err(Error::argument("queries", expected, queries.examples.len()));
+            }
+            let counts = counts.iter().map(|(what, n)| format!("{what}: {n}")).collect::<Vec<_>>().join("; ");
+            let found = format!("{} and {} ({counts})", queries.examples.len(), pool.examples.len());
             return Err(Error::argument(format!("{} data", source.task), "a query and two examples that fit", found));
         }
         if settings.demonstrations >= pool.examples.len() {
@@ -236,7 +245,7 @@ fn choose(
     count("train examples left out: longer than --max-length", long);
     let before = indices.len();
     indices.retain(|&i| !inputs.contains(source.train.examples[i].input.as_str()));
-    count("train examples left out: input of a query", before - indices.len());
+    count(OF_QUERIES, before - indices.len());
     indices.truncate(settings.pool.unwrap_or(usize::MAX));
     count("queries", queries.indices.len());
     count("pool", indices.len());

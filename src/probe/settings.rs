@@ -150,8 +150,7 @@ impl ProbeSettings {
     /// little at rates for large ones.
     pub fn new(task: Task) -> Self {
         let (seeds, learning_rate, epochs) = if task.is_synthetic() { (8, 5e-3, 40.0) } else { (3, 1e-3, 10.0) };
-        // Of the rows of a task without files a half is asked, and the other half is left to be shown.
-        let queries = if task.rows() > 0 { task.rows().div_ceil(2).min(100) } else { 100 };
+        let queries = task.default_queries();
         Self {
             template: task.template().clone(),
             demonstrations: if task.rows() > 0 { (task.rows() - queries).min(10) } else { 10 },

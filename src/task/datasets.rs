@@ -13,6 +13,9 @@ use super::templates::Template;
 use crate::formats::records::{self, Record};
 use crate::{Error, Result};
 
+/// Most queries where nobody asks for a number.
+pub const MOST_QUERIES: usize = 100;
+
 /// Which of a task's two sets of examples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -95,6 +98,11 @@ impl Task {
     /// The number of rows in the task's file itself, which are both the examples to draw from and the queries.
     pub fn rows(&self) -> usize {
         self.definition().rows.len()
+    }
+
+    /// The number of queries where nobody asks for another: of rows of the task's own half, and the others are left to be shown.
+    pub fn default_queries(&self) -> usize {
+        if self.rows() > 0 { self.rows().div_ceil(2).min(MOST_QUERIES) } else { MOST_QUERIES }
     }
 
     /// The examples that need no files.

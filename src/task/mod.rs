@@ -16,7 +16,7 @@ pub mod synthetic;
 pub mod templates;
 
 pub use candidates::Candidates;
-pub use datasets::Side;
+pub use datasets::{MOST_QUERIES, Side};
 pub use definition::Task;
 pub use example::{Dataset, Example};
 pub use metrics::Metric;

@@ -286,3 +286,16 @@ fn compare_logs_samples_as_the_harness() {
     assert!(!shown.contains("writes"), "{shown}");
     assert_eq!(fs::read(d.join("a/samples/zero-shot.mtop/samples_mtop.jsonl")).expect("samples"), before);
 }
+
+#[test]
+fn compare_asks_half_of_a_tasks_own_rows() {
+    let dir = workplace();
+    let d = dir.path();
+    let own = "compare --model {}/model --task antonym --arms zero-shot,icl-random --seeds 1 --max-new-tokens 1 --resamples 10 \
+               --device cpu --out {}/own";
+    line(d, own).ok();
+    let counts = report(&d.join("own/report.json"))["plan"]["data"][0]["counts"].clone();
+    assert_eq!((&counts["queries"], &counts["pool"]), (&10.into(), &10.into()), "{counts}");
+    let text = line(d, &format!("{own} --queries 20")).refused();
+    assert!(text.contains("--queries: expected so few that two examples of antonym"), "{text}");
+}

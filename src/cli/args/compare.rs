@@ -79,9 +79,9 @@ pub struct CompareArgs {
     /// Random seed of the split of examples into queries and pool.
     #[arg(long, default_value_t = 0)]
     pub split_seed: u64,
-    /// Maximum number of queries.
-    #[arg(long, default_value_t = 100)]
-    pub queries: usize,
+    /// Maximum number of queries [default: 100, or half of a task's own rows].
+    #[arg(long)]
+    pub queries: Option<usize>,
     /// Maximum number of examples to take demonstrations from [default: all that are not queries].
     #[arg(long)]
     pub pool: Option<usize>,

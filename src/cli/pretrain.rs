@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::args::PretrainArgs;
+use super::args::{CommonArgs, PretrainArgs};
 use super::device::{Job, dispatch};
 use super::{Failure, output, resolve, training};
 use crate::arch::{Dtype, ModelConfig};
@@ -31,6 +31,7 @@ const EVAL_SEED: u64 = 99;
 
 pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
     training::check_logs(&args.checkpoints)?;
+    check_common(&args.common)?;
     let text = tokenizer::train(&synthetic::corpus(0, CORPUS), args.vocab_size)?;
     let tokenizer_config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -59,6 +60,22 @@ pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
     settings.validate()?;
     let files = [("config.json", written), ("tokenizer_config.json", tokenizer_config)];
     dispatch(&args.common, Dtype::F32, Pretrain { args, config, settings, tokenizer, text, files })
+}
+
+/// Refuses flags of a model that is there already.
+fn check_common(common: &CommonArgs) -> Result<()> {
+    let CommonArgs { revision, load_in, load_in_cache, tokenizer, .. } = common;
+    for (flag, given) in [
+        ("--revision", revision.is_some()),
+        ("--load-in", load_in.is_some()),
+        ("--load-in-cache", load_in_cache.is_some()),
+        ("--tokenizer", tokenizer.is_some()),
+    ] {
+        if given {
+            return Err(Error::argument(flag, "none, since model and tokenizer are made here", "one"));
+        }
+    }
+    Ok(())
 }
 
 /// An error of a field of a configuration that nobody has written yet, as that of the argument of its name.

@@ -132,6 +132,7 @@ pub fn model(name: &str, common: &CommonArgs) -> Result<ModelFiles> {
 /// The same for a revision.
 pub fn model_of(name: &str, revision: Option<&str>) -> Result<ModelFiles> {
     if name == embedded::NAME {
+        without_revision("the embedded model", revision)?;
         let (config, checkpoint) = (embedded::config()?, embedded::checkpoint()?);
         let dtype = config.dtype.unwrap_or(Dtype::BF16);
         return Ok(ModelFiles {
@@ -178,11 +179,17 @@ pub fn model_of(name: &str, revision: Option<&str>) -> Result<ModelFiles> {
     Ok(ModelFiles { path, config, checkpoint, dtype, tokenizer: None, gguf: None, adapter })
 }
 
+/// Refuses a revision of what has none.
+fn without_revision(what: &str, revision: Option<&str>) -> Result<()> {
+    match revision {
+        None => Ok(()),
+        Some(revision) => Err(Error::argument("revision", format!("none for {what}"), revision)),
+    }
+}
+
 /// A model that is a GGUF file.
 fn gguf_model(name: &str, revision: Option<&str>) -> Result<ModelFiles> {
-    if let Some(revision) = revision {
-        return Err(Error::argument("revision", format!("none for the file {name}"), revision));
-    }
+    without_revision(&format!("the file {name}"), revision)?;
     let GgufModel { file, config, checkpoint } = GgufModel::open(name, Loading::Mapped)?;
     let source = Source::new(&config, &checkpoint)?;
     source.check()?;

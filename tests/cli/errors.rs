@@ -124,9 +124,27 @@ fn argument_errors_name_the_flag() {
             "generate --model embedded --prompt a --json --num-beams 0",
             "llamaprobe: --num-beams: expected at least 1, found 0",
         ),
+        (
+            "generate --model embedded --prompt a --revision x",
+            "llamaprobe: --revision: expected none for the embedded model, found x",
+        ),
+        (
+            "pretrain --out {}/never --revision x",
+            "llamaprobe: --revision: expected none, since model and tokenizer are made",
+        ),
+        (
+            "pretrain --out {}/never --load-in nf4",
+            "llamaprobe: --load-in: expected none, since model and tokenizer are made",
+        ),
+        ("pretrain --out {}/never --tokenizer {}/model", "llamaprobe: --tokenizer: expected none, since model and tok"),
+        ("probe --target-modules zz", "llamaprobe: --target-modules: expected names of projections, as "),
     ] {
         let text = line(d, &format!("{args} --device cpu")).refused();
         assert!(text.starts_with(expected), "{args}: {text}");
+    }
+    for command in ["analyze {}/model {}/model", "control-vector --positive {}/model --negative {} --out {}/never"] {
+        let text = line(d, command).refused();
+        assert!(text.contains("model/activations.safetensors.index.json, found a directory"), "{text}");
     }
     let ran = line(d, "probe --task sst2 --out {}/never").refused();
     assert!(ran.contains("--train") && !d.join("never").exists(), "{ran}");

@@ -35,6 +35,12 @@ impl ActivationFile {
     /// No such file, an invalid one, or a tensor of another form.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let named = path.as_ref();
+        if named.is_dir() {
+            let files =
+                format!("{0}/activations.safetensors or {0}/activations.safetensors.index.json", named.display());
+            let expected = format!("a file of captured states, such as {files}");
+            return Err(Error::argument(named.display().to_string(), expected, "a directory"));
+        }
         let index = PathBuf::from(format!("{}.index.json", named.display()));
         let path = if !named.exists() && index.exists() { index } else { named.to_path_buf() };
         let sharded = path.extension().is_some_and(|e| e == "json");

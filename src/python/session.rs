@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -227,6 +228,8 @@ type GivenEdits = (Option<String>, Vec<(Vec<f32>, usize)>);
 #[pyclass(frozen, module = "llamaprobe._core")]
 pub struct Session {
     calls: Mutex<Option<Sender<Call>>>,
+    /// The thread that a hook's function runs on, for whose answer a pass waits.
+    in_hook: Mutex<Option<ThreadId>>,
     host: Arc<Host>,
     config: ModelConfig,
     tokenizer: Option<Arc<Tokenizer>>,
@@ -287,7 +290,7 @@ impl Session {
             "n_ctx": config.max_position_embeddings,
             "prompt_rows": opened.prompt_rows,
         });
-        Ok(Self { calls: Mutex::new(Some(calls)), host, config, tokenizer, info })
+        Ok(Self { calls: Mutex::new(Some(calls)), in_hook: Mutex::new(None), host, config, tokenizer, info })
     }
 
     /// What it is, in JSON.
@@ -375,7 +378,10 @@ impl Session {
             let rows = elements.len() / width.max(1);
             let array = Py::new(py, Array::new(Memory::new(elements), vec![rows, width]))?;
             let ask = ask.as_ref().ok_or_else(|| PyValueError::new_err("hooks without a function"))?;
-            let answer: Option<Vec<u8>> = ask.call1((hook, array, first, starts))?.extract()?;
+            self.set_in_hook(Some(thread::current().id()));
+            let answer = ask.call1((hook, array, first, starts));
+            self.set_in_hook(None);
+            let answer: Option<Vec<u8>> = answer?.extract()?;
             let floats = |bytes: Vec<u8>| {
                 bytes.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect::<Vec<f32>>()
             };
@@ -478,6 +484,10 @@ impl Session {
         Ok(edits)
     }
 
+    fn set_in_hook(&self, thread: Option<ThreadId>) {
+        *self.in_hook.lock().unwrap_or_else(PoisonError::into_inner) = thread;
+    }
+
     /// Sends a request, and waits for what comes of it.
     fn ask<'py>(
         &self,
@@ -486,6 +496,12 @@ impl Session {
         warn: &Bound<'py, PyAny>,
         mut on_event: impl FnMut(Python<'py>, &Sender<Option<Vec<f32>>>, SessionEvent) -> PyResult<()>,
     ) -> PyResult<Asked> {
+        let in_hook = *self.in_hook.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_hook == Some(thread::current().id()) {
+            // Its pass would wait for the hook, and the hook for the end of the pass.
+            let used = "llamaprobe: the model is in a pass, whose hook's function cannot run it: use another model";
+            return Err(PyRuntimeError::new_err(used));
+        }
         let (events, said) = channel();
         let (answer, answers) = channel();
         let closed = || PyRuntimeError::new_err("llamaprobe: the model is closed");

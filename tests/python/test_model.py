@@ -168,6 +168,13 @@ def test_errors_are_the_programs(model, docs, tmp_path):
         llamaprobe.Model.load("embedded", dtype="int8")
     with pytest.raises(llamaprobe.Error, match="token ids below"):
         model([1, 2, 1 << 20])
+    for ids, name, found in [([[5.5, 6]], "inputs[0][0]", "5.5"), ([5, -1], "inputs[1]", "-1"), ([[1], [1 << 32]], "inputs[1][0]", "4294967296")]:
+        with pytest.raises(llamaprobe.Error) as caught:
+            model(ids)
+        assert str(caught.value) == f"{name}: expected a token id, found {found}"
+        assert (caught.value.field, caught.value.found) == (name, found)
+    with pytest.raises(llamaprobe.Error, match="token id"):
+        model.decode([1.5])
     with pytest.raises(llamaprobe.Error, match=r"inputs\[1\]: expected at least one token"):
         model([[1], []])
     with pytest.raises(llamaprobe.Error, match="fwd_hooks|site"):
@@ -200,6 +207,8 @@ def test_an_exception_of_a_function_ends_the_run_alone(model, docs):
         model.run_with_hooks(docs, fwd_hooks=[("resid_post0", fail)])
     with pytest.raises(ValueError, match="shape"):
         model.run_with_hooks(docs, fwd_hooks=[("resid_post0", lambda value, hook: np.zeros(3))])
+    with pytest.raises(RuntimeError, match="in a pass"):
+        model.run_with_hooks(docs, fwd_hooks=[("resid_post0", lambda value, hook: model(docs))])
     assert model(docs).shape[0] == sum(map(len, docs))
     with llamaprobe.Model.load("embedded", device="cpu") as closed:
         pass

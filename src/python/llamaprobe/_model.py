@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import numbers
+import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -139,7 +141,7 @@ class Model:
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
-        return self._session.decode([int(i) for i in ids], skip_special_tokens)
+        return self._session.decode(_token_ids(ids, "ids"), skip_special_tokens)
 
     def hook_names(self, names: str = "tl") -> list[str]:
         """The names of the model's hooks, in the order of the forward, by the convention `names` (tl, tl4, llamaprobe1)."""
@@ -264,10 +266,10 @@ class Model:
         if hasattr(inputs, "tolist"):
             inputs = inputs.tolist()
         inputs = list(inputs)
-        if inputs and all(isinstance(token, (int, np.integer)) for token in inputs):
-            return [[int(token) for token in inputs]], True
-        one = lambda item: self.encode(item) if isinstance(item, str) else [int(token) for token in item]  # noqa: E731
-        return [one(item) for item in inputs], False
+        if inputs and all(isinstance(token, (numbers.Number, np.number)) for token in inputs):
+            return [_token_ids(inputs, "inputs")], True
+        encoded = lambda i, item: self.encode(item) if isinstance(item, str) else _token_ids(item, f"inputs[{i}]")  # noqa: E731
+        return [encoded(i, item) for i, item in enumerate(inputs)], False
 
     def _run(
         self,
@@ -347,6 +349,26 @@ class _Ask:
         return np.ascontiguousarray(value.float()).tobytes()
 
 
+def _token_ids(tokens: Iterable[Any], name: str) -> list[int]:
+    """Whole numbers that a token may have; which of them the model has, the engine says."""
+    ids = []
+    for i, token in enumerate(tokens):
+        try:
+            token = operator.index(token)
+        except TypeError:
+            raise _refused(f"{name}[{i}]", token) from None
+        if not 0 <= token < 1 << 32:
+            raise _refused(f"{name}[{i}]", token)
+        ids.append(token)
+    return ids
+
+
+def _refused(name: str, token: Any) -> _core.Error:
+    error = _core.Error(f"{name}: expected a token id, found {token!r}")
+    error.file, error.field, error.expected, error.found = None, name, "a token id", repr(token)
+    return error
+
+
 def _float32(value: Any) -> np.ndarray:
     if isinstance(value, Tensor):
         return value.float()
@@ -375,7 +397,7 @@ def _positions(pos_slice: Any, n: int) -> list[int]:
     for position in one:
         if not -n <= position < n:
             raise IndexError(f"pos_slice: {position} of a document of {n} rows")
-        found.append(every[int(position)])
+        found.append(every[operator.index(position)])
     return sorted(set(found))
 
 
@@ -398,6 +420,6 @@ def _edits(edits: Edits) -> tuple[str | None, list[tuple[list[float], int]]]:
             entry["value"] = os.fspath(value)
         for key in ("layers", "positions"):
             if isinstance(entry.get(key), (range, tuple, np.ndarray)):
-                entry[key] = [int(i) for i in entry[key]]
+                entry[key] = np.asarray(entry[key]).tolist()
         entries.append(entry)
     return json.dumps(entries), values

@@ -5,12 +5,12 @@
 //! and on a panic, the temporary is removed, and so are folders that were made for it alone; [`unfinished`] is for ends by
 //! a signal.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use tempfile::{Builder, NamedTempFile, TempDir};
+use tempfile::{Builder, TempDir, TempPath};
 
 use self::unfinished::Unfinished;
 use crate::{Error, Result};
@@ -69,7 +69,8 @@ pub fn check_replaceable(path: impl AsRef<Path>) -> Result<()> {
 /// A file being written, not yet visible under its name.
 pub struct AtomicFile {
     // Dropped in this order: the folders that were made for the file go after it.
-    file: BufWriter<NamedTempFile>,
+    file: BufWriter<File>,
+    temporary: TempPath,
     _unfinished: Unfinished,
     _folders: NewFolders,
     path: PathBuf,
@@ -115,8 +116,11 @@ impl AtomicFile {
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
         let file = builder.tempfile_in(&dir).map_err(Error::io("create a file in", &dir))?;
-        let unfinished = all.begin(file.path(), folders.0.clone());
-        Ok(Self { file: BufWriter::with_capacity(1 << 18, file), _unfinished: unfinished, _folders: folders, path })
+        // Errors of the whole would name the temporary path.
+        let (file, temporary) = file.into_parts();
+        let unfinished = all.begin(&temporary, folders.0.clone());
+        let file = BufWriter::with_capacity(1 << 18, file);
+        Ok(Self { file, temporary, _unfinished: unfinished, _folders: folders, path })
     }
 
     /// The name under which the file appears when it is complete.
@@ -147,7 +151,7 @@ impl AtomicFile {
     /// # Errors
     /// The file system refuses the length.
     pub fn set_len(&mut self, len: u64) -> Result<()> {
-        self.file.get_ref().as_file().set_len(len).map_err(Error::io("extend", &self.path))
+        self.file.get_ref().set_len(len).map_err(Error::io("extend", &self.path))
     }
 
     /// Flushes, syncs and renames to the final name.
@@ -155,10 +159,11 @@ impl AtomicFile {
     /// # Errors
     /// Any of the three fails; the temporary is then removed and an older file of that name stays as it was.
     pub fn finish(self) -> Result<()> {
-        let Self { file, path, _unfinished, _folders } = self;
+        let Self { file, temporary, path, _unfinished, _folders } = self;
         let file = file.into_inner().map_err(|e| Error::io("write", &path)(e.into_error()))?;
-        file.as_file().sync_all().map_err(Error::io("sync", &path))?;
-        file.persist(&path).map_err(|e| Error::io("rename to", &path)(e.error))?;
+        file.sync_all().map_err(Error::io("sync", &path))?;
+        drop(file);
+        temporary.persist(&path).map_err(|e| Error::io("rename to", &path)(e.error))?;
         sync_dir(&parent(&path))
     }
 }
@@ -369,7 +374,7 @@ fn parent(path: &Path) -> PathBuf {
 fn sync_dir(dir: &Path) -> Result<()> {
     // Only Unix opens directories as files; elsewhere the rename is as durable as the system makes it.
     if cfg!(unix) {
-        fs::File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("sync", dir))?;
+        File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("sync", dir))?;
     }
     Ok(())
 }

@@ -273,3 +273,20 @@ fn tokenizer_and_adapter_errors_name_the_file() {
     put(d, "texts.jsonl", "{\"input_ids\": [1, 2, 3]}\n");
     line(d, "capture --model {}/model --input {}/texts.jsonl --out {}/out").ok();
 }
+
+/// The signal of a file that grows beyond `ulimit -f` does not end the program, and no error names a temporary file.
+#[cfg(unix)]
+#[test]
+fn files_that_cannot_be_written_are_named_by_their_place() {
+    let dir = workplace();
+    let d = dir.path();
+    let exported = std::process::Command::new("sh")
+        .args(["-c", "ulimit -f 8; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_llamaprobe"), "export-embedded"])
+        .arg(d.join("never"))
+        .output()
+        .expect("sh");
+    let text = String::from_utf8_lossy(&exported.stderr);
+    assert_eq!(exported.status.code(), Some(1), "{text}");
+    assert!(text.contains("/never/") && text.contains("cannot write") && !text.contains(".tmp-"), "{text}");
+    assert!(!d.join("never").exists() && leftovers(d).is_empty());
+}

@@ -154,13 +154,6 @@ pub enum Projected {
         /// Elements that are rotated.
         len: usize,
     },
-    /// What attention's backward makes of the gradient of the input of the next projection, before all else.
-    HeadGradient {
-        /// Elements of it.
-        len: usize,
-    },
-    /// The rotation of the gradient of what attention reads, where that can make it.
-    RotatedGradient,
     /// What is made of the outputs of two, a gate and an up-projection.
     Gated {
         /// Elements of each.

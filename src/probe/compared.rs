@@ -109,7 +109,7 @@ fn attention(
         let noise = sim_aou_gaussian(zero, icl, width, noise);
         values.insert("sim_aou_gaussian".to_owned(), MeanSd::of(noise));
     }
-    if settings.reads_scores() {
+    if settings.measures_last("sim_am") {
         // An item is a query and a head; a sliding window may hide a query's first tokens from its last.
         let heads = config.num_attention_heads;
         let [zero, icl, tuned] = [zero, icl, tuned]

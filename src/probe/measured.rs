@@ -11,6 +11,9 @@ use crate::{Error, Result};
 /// The measures beside those of states: what each arm's states say of the labels, of attention, of answers, of adapters.
 const OTHERS: [&str; 7] = ["logit_lens", "attribution", "linear_probe", "sim_aou", "sim_am", "outputs", "lora_overlap"];
 
+/// Those that are of the query's last token, and are there where its states are compared.
+const OF_THE_LAST: [&str; 4] = ["logit_lens", "attribution", "linear_probe", "sim_am"];
+
 /// The measures of a probe by their names: those of [`Measure`], and `logit_lens`, `attribution`, `linear_probe`, `sim_aou`,
 /// `sim_am`, `outputs` (agreement, KL divergence, entropy, calibration error, Rec2FTP) and `lora_overlap`. Cosines and scores are always there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +56,12 @@ impl Measures {
     /// Whether a measure is asked for.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains(name)
+    }
+
+    /// Those that another position than [`Position::Last`](super::Position::Last) has none of, where each was asked for by its name: `all`
+    /// is what there is.
+    pub(super) fn only_of_the_last(&self) -> Vec<&'static str> {
+        if *self == Self::all() { Vec::new() } else { OF_THE_LAST.into_iter().filter(|name| self.has(name)).collect() }
     }
 
     /// The measures of states, with a seed for their baselines; none where none is asked for.

@@ -103,9 +103,12 @@ pub fn run_studies<B: Backend>(
         let soft = if settings.soft.arms.is_empty() { 0 } else { settings.soft.num_virtual_tokens };
         model.config.check_unscaled(soft + plan.longest())?;
     }
-    let asked = |name: &str| conditions.iter().any(|condition| condition.settings.measures.has(name));
-    let terms = if asked("attribution") { &TERMS[..] } else { &TERMS[..usize::from(asked("sim_aou"))] };
-    let scores = conditions.iter().any(|condition| condition.settings.reads_scores()).then_some(Site::AttnScores);
+    let asked = |of: &dyn Fn(&ProbeSettings) -> bool| conditions.iter().any(|condition| of(&condition.settings));
+    let terms = match asked(&|settings| settings.measures_last("attribution")) {
+        true => &TERMS[..],
+        false => &TERMS[..usize::from(asked(&|settings| settings.measures.has("sim_aou")))],
+    };
+    let scores = asked(&|settings| settings.measures_last("sim_am")).then_some(Site::AttnScores);
     let sites: Vec<Site> = terms.iter().copied().chain(scores).collect();
     let adapted = conditions.iter().filter_map(|condition| condition.settings.layers_to_transform.as_ref());
     let lowest = adapted.flatten().copied().min();
@@ -196,7 +199,7 @@ impl ArmPlan {
     fn new(arm: Arm, Condition { settings, plan, .. }: &Condition, edited: bool) -> Self {
         let mut own = OwnTokens::new(plan);
         // Where nobody asks which they are, prompts of conditions that find other ones are the same prompts.
-        own.told = edited || settings.reads_scores();
+        own.told = edited || settings.measures_last("sim_am");
         // Without demonstrations or training all seeds have the same queries.
         let same = !arm.has_demonstrations() && !arm.trains() && settings.position != Position::Demos;
         let seeds = if same { &plan.seeds[..1] } else { &plan.seeds[..] };

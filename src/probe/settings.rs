@@ -205,6 +205,13 @@ impl ProbeSettings {
             "last, where states are patched",
             self.position.name().to_owned(),
         )?;
+        let of_the_last = self.measures.only_of_the_last();
+        check(
+            of_the_last.is_empty() || self.position == Position::Last,
+            "position",
+            &format!("last, which {} is of", of_the_last.join(", ")),
+            self.position.name().to_owned(),
+        )?;
         self.targets(family)?;
         self.soft.validate()?;
         // Without an epoch or demonstration there is nothing to train, which is no error here as it is to the trainer.
@@ -215,9 +222,9 @@ impl ProbeSettings {
         self.training(Arm::Pt, 0, sequences).validate_in("soft")
     }
 
-    /// Whether attention scores are read: for SimAM, which is of the query's last token.
-    pub(super) fn reads_scores(&self) -> bool {
-        self.measures.has("sim_am") && self.position == Position::Last
+    /// Whether a measure of the query's last token is taken.
+    pub(super) fn measures_last(&self, name: &str) -> bool {
+        self.measures.has(name) && self.position == Position::Last
     }
 
     /// The adapted modules of a model of some family.

@@ -9,7 +9,6 @@ use super::arm_states::ArmStates;
 use super::below::Below;
 use super::condition::{Base, Condition};
 use super::packing::Group;
-use super::position::Position;
 use super::progress::{Count, Phase, Progress, lap};
 use super::readouts::readouts;
 use super::recovery::recover;
@@ -309,8 +308,8 @@ impl<'a, B: Backend> Worker<'a, B> {
     /// What the states of a condition say of the labels, see [`readouts`].
     pub fn readouts(&mut self, condition: &Condition, arms: &[ArmRun]) -> Result<Vec<Vec<Vec<ArmMeasures>>>> {
         let Condition { settings, plan, .. } = condition;
-        let asked = ["logit_lens", "attribution", "linear_probe"].iter().any(|name| settings.measures.has(name));
-        if !asked || settings.position != Position::Last || !plan.is_closed() {
+        let asked = ["logit_lens", "attribution", "linear_probe"].iter().any(|name| settings.measures_last(name));
+        if !asked || !plan.is_closed() {
             return Ok(Vec::new());
         }
         let found = readouts(&self.model.config, self.base.checkpoint, settings, plan, arms)?;

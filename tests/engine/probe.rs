@@ -15,7 +15,7 @@ use llamaprobe::probe::arm::Arm;
 use llamaprobe::probe::plan::Plan;
 use llamaprobe::probe::report::{ArmReport, Layer, LayerReport, PairReport, Report, SeedReport};
 use llamaprobe::probe::statistics::MeanSd;
-use llamaprobe::probe::{Outcome, Phase, ProbeSettings, SoftSettings, run};
+use llamaprobe::probe::{Measures, Outcome, Phase, Position, ProbeSettings, SoftSettings, run};
 use llamaprobe::task::prompts::Prompt;
 use llamaprobe::task::{Example, Task};
 
@@ -465,7 +465,7 @@ fn plan_of_a_file_is_checked() {
 #[test]
 fn probe_settings_out_of_their_domain_are_errors() {
     type Spoil = fn(&mut ProbeSettings);
-    let spoilt: [(&str, Spoil); 12] = [
+    let spoilt: [(&str, Spoil); 13] = [
         ("seeds:", |s| s.seeds.clear()),
         ("seeds:", |s| s.seeds = vec![1, 2, 1]),
         ("r:", |s| s.r = 0),
@@ -478,6 +478,10 @@ fn probe_settings_out_of_their_domain_are_errors() {
         ("soft.arms:", |s| s.soft.arms = vec![Arm::Pt, Arm::Pt]),
         ("soft.arms:", |s| s.soft.arms = vec![Arm::Lora]),
         ("soft.learning_rate:", |s| s.soft.learning_rate = -1.0),
+        ("position: expected last, which logit_lens, sim_am is of, found mean", |s| {
+            s.position = Position::Mean;
+            s.measures = Measures::parse(&["sim_aou", "sim_am", "logit_lens"]).expect("measures");
+        }),
     ];
     for (name, spoil) in spoilt {
         let mut settings = ProbeSettings::new(built_in("sst2"));

@@ -88,14 +88,6 @@ fn hopper_is_used_where_it_is_asked_for_and_worth_it() {
     }
 }
 
-#[test]
-fn hopper_is_asked_for_by_yes_or_no() {
-    let dir = super::workplace(safetensors::Dtype::F32);
-    let mut command = super::program(dir.path(), &format!("{} --out {{}}/out --device cuda:0", super::CAPTURE));
-    let error = super::refuse(command.env("LLAMAPROBE_HOPPER", "yes"));
-    assert!(error.contains("LLAMAPROBE_HOPPER") && error.contains("yes") && error.contains("0, 1"), "{error}");
-}
-
 /// The gradients of one sequence's keys and values, which more rows and heads see than one block of the device collects from.
 fn key_gradients(b: &mut impl Backend) -> Vec<f64> {
     let op = Attention { pack: packs::flat(&[1100]), cached: vec![], dims: packs::heads(2, 1, WIDTH, None) };

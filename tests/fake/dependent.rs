@@ -95,9 +95,11 @@ fn training_with_kernels_that_start_early_is_the_same() {
 }
 
 #[test]
-fn early_starts_are_asked_for_by_yes_or_no() {
+fn what_no_gpu_has_run_is_asked_for_by_yes_or_no() {
     let dir = workplace(safetensors::Dtype::F32);
-    let mut command = program(dir.path(), &format!("{CAPTURE} --out {{}}/out --device cuda:0"));
-    let error = refuse(command.env("LLAMAPROBE_PDL", "on"));
-    assert!(error.contains("LLAMAPROBE_PDL") && error.contains("on") && error.contains("0, 1"), "{error}");
+    for variable in ["LLAMAPROBE_PDL", "LLAMAPROBE_HOPPER"] {
+        let mut command = program(dir.path(), &format!("{CAPTURE} --out {{}}/out --device cuda:0"));
+        let error = refuse(command.env(variable, "on"));
+        assert!(error.contains(variable) && error.contains("on") && error.contains("0, 1"), "{error}");
+    }
 }

@@ -6,6 +6,7 @@
 //   attention_bwd_delta  d_z_real [N, H, D] = d_z, rounded; delta [N, H] = sum(d_z_real z)
 //   attention_bwd_dq     d_q [N, H, D] =
 //   attention_bwd_dkv    d_k, d_v [N, K, D] =, collected from all rows that see a key, over the heads of its group
+//                        d_q and d_k rotated back, as rope_bwd does, if there are cos_sin [positions, D]; D is 64 or 128 then
 //   attention_pattern    out [M, H, longest] = scores by position, then -inf; or exp(score - lse), then 0
 //   attention_result     out [M, H, C] = z [N, H, D] of each head times the columns of weight [C, H D] that read it
 //
@@ -217,7 +218,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                      const real* __restrict__ v, const int* __restrict__ block_rows, const int* __restrict__ list_starts,
                      const int* __restrict__ tile_lists, const int* __restrict__ tiles,
                      const int* __restrict__ positions, const int* __restrict__ lasts, int heads, int kv_heads,
-                     int width, float scale, int window, int ahead, int alibi, float cap, int second) {
+                     int width, float scale, int window, int ahead, int alibi, float cap, int second,
+                     const float* __restrict__ cos_sin) {
     begin_kernel();
     DYNAMIC_SHARED(memory);
     real *queries = reinterpret_cast<real*>(memory), *gradients = queries + BLOCK_ROWS * STRIDE;
@@ -283,7 +285,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     __syncthreads();  // before rows that others copy are overwritten, in a block without steps
     const float scales[2] = {scale, scale};
     store_rows(d_q, sums, queries, scales, (i64)heads * width, width, 0,
-               [&](int r) { return row_of(queries, r); });
+               [&](int r) { return row_of(queries, r); }, {cos_sin, positions});
 }
 
 // A stretch of the depth-first order.
@@ -414,7 +416,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, DKV_BLOCKS)
                       const int* __restrict__ order, const int* __restrict__ begins, const int* __restrict__ ends,
                       const int* __restrict__ positions, const int* __restrict__ lasts, int rows,
                       float* __restrict__ parts, int* __restrict__ tickets, int part_rows, int heads, int kv_heads,
-                      int width, float scale, int window, int ahead, int alibi, float cap, int second) {
+                      int width, float scale, int window, int ahead, int alibi, float cap, int second,
+                      const float* __restrict__ cos_sin) {
     begin_kernel();
     constexpr int OF_TILE = TILE / BLOCK_ROWS, THREADS = 32 * WARPS;
     DYNAMIC_SHARED(memory);
@@ -439,10 +442,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, DKV_BLOCKS)
     Keys in = {d_z,  q,    k,     v,        lse,   delta,  order, begins, ends,
                positions, lasts, rows, heads, kv_heads, width, window, ahead, alibi, scale, cap};
     int own = threadIdx.x / 32 * 16;
-    auto store = [&](real* to, const float(&sums)[1][COLUMNS / 8][4], real* tile, float scale, int from) {
+    auto store = [&](real* to, const float(&sums)[1][COLUMNS / 8][4], real* tile, float scale, int from, Angles back) {
         const float scales[2] = {scale, scale};
         store_rows(to + offset, sums, tile + own * STRIDE, scales, pitch, width, from,
-                   [&](int r) { return first + own + r < rows ? order[first + own + r] : NO_ROW; });
+                   [&](int r) { return first + own + r < rows ? order[first + own + r] : NO_ROW; }, back);
     };
     // Stores sums; of several parts, the last one to come stores those of all, added up in order.
     auto finish = [&](real* to, int which, float(&sums)[1][COLUMNS / 8][4], real* tile, float scale, int from) {
@@ -473,7 +476,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, DKV_BLOCKS)
                     sums[0][n][0] += x.x, sums[0][n][1] += x.y, sums[0][n][2] += x.z, sums[0][n][3] += x.w;
                 }
         }
-        store(to, sums, tile, scale, from);
+        store(to, sums, tile, scale, from, {which ? nullptr : cos_sin, positions});
     };
     if (HEAD_DIM <= 128) {
         float of_k[1][COLUMNS / 8][4] = {}, of_v[1][COLUMNS / 8][4] = {};

@@ -211,12 +211,38 @@ DEV void subtract_alibi(float (&s)[fragments][parts][4], float slope, const real
     }
 }
 
+// By what heads are rotated back, as rope.cu says; no cosines and sines leave them as they are.
+struct Angles {
+    const float* cos_sin;
+    const int* positions;
+};
+// Rotates the rows of one head in the warp's tile back; row r is row_of(r) of the pack, less than 0 if there is none.
+template <int rows, class RowOf>
+DEV void rotate_back(real* tile, Angles angles, int width, RowOf row_of) {
+    int half_dim = width / 2, fours = half_dim / 4;
+    for (int i = threadIdx.x % 32; i < rows * fours; i += 32) {
+        int r = i / fours, column = i % fours * 4, row = row_of(r);
+        if (row < 0) continue;
+        real* x = tile + r * STRIDE + column;
+        const float* cosines = angles.cos_sin + (i64)angles.positions[row] * width + column;
+        float a[4], b[4], cosine[4], sine[4];
+        load4(a, x, 4);
+        load4(b, x + half_dim, 4);
+        load4(cosine, cosines, 4);
+        load4(sine, cosines + half_dim, 4);
+        rotate(a, b, cosine, sine, -1.0f);
+        store4(x, a, 4);
+        store4(x + half_dim, b, 4);
+    }
+    __syncwarp();
+}
+
 // Columns from `from` on of the warp's rows of one head = its sums, each row of a thread (two for a fragment) times scales[i];
 // row r is row_of(r) of x, less than 0 if there is none. By way of `tile`, as many rows of shared memory that no other warp
-// uses: so a lane stores 16 bytes, and lanes store neighbours.
+// uses: so a lane stores 16 bytes, and lanes store neighbours. What is rotated back are whole heads of a multiple of 64 elements.
 template <int fragments, int parts, class RowOf>
 DEV void store_rows(real* x, const float (&c)[fragments][parts][4], real* tile, const float (&scales)[2 * fragments], i64 pitch,
-                    int width, int from, RowOf row_of) {
+                    int width, int from, RowOf row_of, Angles back = {}) {
     constexpr int CHUNK = 16 / (int)sizeof(real), CHUNKS = parts * 8 / CHUNK;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     bool vectors = width % CHUNK == 0 && aligned(x);
@@ -229,6 +255,7 @@ DEV void store_rows(real* x, const float (&c)[fragments][parts][4], real* tile, 
             store2(tile + (g + 8 * i) * STRIDE + n * 8 + 2 * t, sums[0] * scales[i], sums[1] * scales[i]);
         }
     __syncwarp();
+    if (HEAD_DIM <= 128 && back.cos_sin) rotate_back<16 * fragments>(tile, back, width, row_of);
     for (int i = lane; i < 16 * fragments * CHUNKS; i += 32) {
         int r = i / CHUNKS, column = i % CHUNKS * CHUNK, row = row_of(r), valid = width - from - column;
         if (row < 0) continue;

@@ -12,6 +12,9 @@
 // what is the second's and the third's end in 1 and 2. They are added to d_x in order, and before them, where all rows are of the
 // runs, term_count terms [N, input], term_pitch apart: to what is there if `adds`, else to 0. With gate and up [N, input], whose
 // activation the input is, d_x is only read, and d_gate and d_up [N, input] are set to what comes of the sum; all rows have tiles.
+// So it is with delta [N, input / head_dim], of an input that is an attention's: `d_gate` is set to the rounded sum and delta to
+// its products with `gate`, the input, summed over heads as attention_bwd_delta does. 64 divides head_dim, head_dim 256, 256 input; R,
+// stride, a and b are multiples of 4 then, and addresses of 16 bytes.
 //
 // Rows of the base model and of other runs are left alone, but for xa, where they are zeros; the host fills out with zeros first.
 // The backward of lora_delta is bwd_xa (whose d_xa is then filled so too) and bwd_inputs with an input of no columns.
@@ -269,18 +272,22 @@ DEV void add_outer(float* __restrict__ d_params, const real* __restrict__ u, con
     }
 }
 
-// Where the gradient of an input goes: to d_x, or, of act = SiLU(gate) * up, on to d_gate and d_up.
+// Where the gradient of an input goes: to d_x, or, of act = SiLU(gate) * up, on to d_gate and d_up, or to what attention's backward
+// begins with.
 struct InputGradient {
     float* d_x;
     real* d_gate;
     real* d_up;
     const real* gate;
     const real* up;
+    float* delta;
+    int head_dim;
 
     DEV bool whole() const { return !gate || (aligned4(d_gate) && aligned4(d_up) && aligned4(gate) && aligned4(up)); }
     template <bool WHOLE>
     DEV void put(const WideSums& sums, const int* __restrict__ tile, int from, int half, int width) const {
         if (!gate) return Stored<float>{d_x}.put<WHOLE>(sums, tile, from, half, width);
+        if (WHOLE && delta) return put_heads(sums, tile, from, width);
         each_four<WHOLE>(tile, from, half, width, [&](int n, int i, i64 at, int valid) {
             float g[4], u[4];
             load4(g, gate + at, valid);
@@ -290,13 +297,46 @@ struct InputGradient {
             store4(d_up + at, u, valid);
         });
     }
+    // Of all warps of a block, with all of their columns.
+    DEV void put_heads(const WideSums& sums, const int* __restrict__ tile, int from, int width) const {
+        constexpr int EIGHTS = WIDE_WARPS * 8;
+        __shared__ float products[16][EIGHTS + 3];  // of 8 columns each; no bank is asked twice at once
+        int first = tile[1], rows = tile[2], lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+        int begin = from / 8 % EIGHTS;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int r = g + i * 8;
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                i64 at = (i64)(first + min(r, rows - 1)) * width + from + 16 * n + 4 * t;
+                float z[4], part = 0.0f;
+                load4(z, gate + at, 4);
+                if (r < rows) store4(d_gate + at, sums.of[n][i], 4);
+                // An odd lane goes on where the even one before it ends.
+#pragma unroll
+                for (int j = 0; j < 4; j++) part = fmaf(rounded(sums.of[n][i][j]), z[j], part);
+                part = __shfl_xor_sync(WARP_ALL, part, 1);
+#pragma unroll
+                for (int j = 0; j < 4; j++) part = fmaf(rounded(sums.of[n][i][j]), z[j], part);
+                if (t % 2) products[r][begin + 2 * n + t / 2] = part;
+            }
+        }
+        __syncthreads();
+        // The warps add up a row each, as attention_bwd_delta's do.
+        int count = head_dim / 8, heads = width / head_dim, head = (from / (WIDE_WARPS * 64) * EIGHTS + lane) / count;
+        for (int r = threadIdx.x / 32; r < rows; r += WIDE_WARPS) {
+            float sum = 0.0f + products[r][lane];
+            for (int other = count / 2; other; other /= 2) sum += __shfl_xor_sync(WARP_ALL, sum, other);
+            if (lane % count == 0) delta[(i64)(first + r) * heads + head] = sum;
+        }
+    }
 };
 
 extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 3)
     lora_bwd_inputs(float* __restrict__ d_params, float* d_x, const float* __restrict__ terms, int term_count, i64 term_pitch,
                     int adds, real* __restrict__ d_gate, real* __restrict__ d_up, const real* __restrict__ gate,
-                    const real* __restrict__ up, const real* __restrict__ d_y, const real* __restrict__ d_y1,
-                    const real* __restrict__ d_y2,
+                    const real* __restrict__ up, float* __restrict__ delta, int head_dim, const real* __restrict__ d_y,
+                    const real* __restrict__ d_y1, const real* __restrict__ d_y2,
                     const float* __restrict__ xa, const float* __restrict__ xa1, const float* __restrict__ xa2,
                     const real* __restrict__ x, const float* __restrict__ d_xa, i64 pitch, const float* __restrict__ params,
                     const int* __restrict__ tiles, const int* __restrict__ own_tiles, int tile_count,
@@ -328,7 +368,7 @@ extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 3)
     block -= sums;
     const int* tile = own_tiles + block % tile_count * 3;
     Sum<float> sum = {adds != 0, terms, term_count, term_pitch};
-    InputGradient to = {d_x, d_gate, d_up, gate, up};
+    InputGradient to = {d_x, d_gate, d_up, gate, up, delta, head_dim};
     wide_product<false>(d_x, sum, to, tile, block / tile_count, NEIGHBOURS, rank, input, keep_scale, loras, [&](int l) {
         return LowRank{d_xa + l * pitch, params + tile[0] * stride + pick(l, a, a1, a2), dropout(l)};
     });

@@ -111,12 +111,12 @@ fn attention<B: Backend + 'static>(b: &mut B, rows: usize, backward: bool) -> Re
     let [mut z, q, mut d_q] = [0; 3].map(|_| compute(b, q_len));
     let [k, v, mut d_k, mut d_v] = [0; 4].map(|_| compute(b, kv_len));
     let [mut lse, mut delta] = [0; 2].map(|_| acc(b, rows * dims.heads));
-    let (d_z, pack) = (acc(b, q_len), b.pack(&flat(&[rows], None)).expect("memory for a bench"));
+    let (mut d_z, pack) = (acc(b, q_len), b.pack(&flat(&[rows], None)).expect("memory for a bench"));
     Box::new(move |b| {
         let (q, k, v, pack, outputs) = (&q, &k, &v, &pack, None);
         if backward {
             let (d_q, d_k, d_v, delta) = (&mut d_q, &mut d_k, &mut d_v, &mut delta);
-            let (d_z, z, lse) = (&d_z, &z, &lse);
+            let (d_z, z, lse) = (&mut d_z, &z, &lse);
             b.attention_bwd(AttentionBwd { d_q, d_k, d_v, delta, d_z, z, lse, q, k, v, pack, outputs, dims });
         } else {
             let (z, lse) = (&mut z, &mut lse);

@@ -32,7 +32,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
             let [q, mut z, mut d_q] = [(); 3].map(|()| compute(b, queries));
             let [k, v, mut d_k, mut d_v] = [(); 4].map(|()| compute(b, keys));
             let [mut lse, mut delta] = [(); 2].map(|()| acc(b, n * dims.heads));
-            let (q, k, v, d_z) = (&q, &k, &v, &acc(b, queries));
+            let (q, k, v, d_z) = (&q, &k, &v, &mut acc(b, queries));
             let pack = &b.pack(pack).expect("memory for a bench");
             let flops = (4 * pairs * dims.q_width()) as u64;
             let id = format!("{}/{name}", shape.name);
@@ -62,7 +62,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
                         d_k: &mut d_k,
                         d_v: &mut d_v,
                         delta: &mut delta,
-                        d_z,
+                        d_z: &mut *d_z,
                         z,
                         lse,
                         q,

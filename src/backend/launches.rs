@@ -35,11 +35,19 @@ impl Launches {
         if let Some(passed_on) = projected.and_then(|part| passed_on(&self.waiting, part)) {
             let mut all = together(std::mem::take(&mut self.waiting));
             let (_, last) = all.last_mut().expect("something waits");
-            last.work = launches.iter().fold(last.work, |sum, launch| sum.and(launch.work)).without(passed_on);
+            last.work = last.work.and(launches[0].work).without(passed_on);
+            all.extend(launches[1..].iter().map(|launch| (op, *launch)));
             return all.into_iter().for_each(|(op, launch)| self.issue(op, launch));
+        }
+        if let (Some(Projected::RotatedGradient), Some(made)) = (projected, self.attention_gradient()) {
+            // Angles are read; what is rotated is in registers.
+            made.launch.work = made.launch.work.and(Work { compute: 0, ..launches[0].work });
+            made.joint = true;
+            return;
         }
         let waits = projected.filter(|part| match part {
             Projected::Gated { .. } | Projected::GatedGradient { .. } => false,
+            Projected::HeadGradient { .. } | Projected::RotatedGradient => false,
             Projected::Rotated { len } => rotates(&self.waiting, *len),
             _ => true,
         });
@@ -58,6 +66,12 @@ impl Launches {
             Some(both) => *self.issued.last_mut().expect("joined with it") = both,
             None => self.issued.push(next),
         }
+    }
+
+    /// The launch for queries, then that for keys, of the attention's backward that comes last, where nothing is rotated there yet.
+    fn attention_gradient(&mut self) -> Option<&mut Issued> {
+        let last = self.issued.last_chunk_mut::<2>().filter(|_| self.waiting.is_empty())?;
+        last.iter_mut().find(|issued| issued.op == "attention_bwd" && !issued.joint)
     }
 
     fn flush(&mut self) {
@@ -147,8 +161,8 @@ fn is_rotation(waiting: &Waiting) -> bool {
     matches!(waiting.part, Projected::Rotated { .. })
 }
 
-/// What the last launch of some projections passes on in registers, neither written nor read, to an operation that it does as
-/// well. None if it does not.
+/// What the last launch of some projections passes on in registers, neither written nor read, to an operation whose first launch it
+/// does as well. None if it does not.
 fn passed_on(waiting: &[Waiting], next: Projected) -> Option<Work> {
     let loras: Vec<&Waiting> = waiting.iter().filter(|waiting| is_lora(waiting)).collect();
     let (first, count) = (*loras.first()?, loras.len());
@@ -161,6 +175,10 @@ fn passed_on(waiting: &[Waiting], next: Projected) -> Option<Work> {
         (
             Projected::LoraGradient(ProjectedLora { all: true, adds: true, rows, input, .. }),
             Projected::GatedGradient { len },
+        )
+        | (
+            Projected::LoraGradient(ProjectedLora { all: true, adds: true, in_vectors: true, rows, input, .. }),
+            Projected::HeadGradient { len },
         ) => (alike && count <= TOGETHER && rows * input == len).then(|| Work::moved(2 * len, 0, 0)),
         _ => None,
     }

@@ -154,6 +154,13 @@ pub enum Projected {
         /// Elements that are rotated.
         len: usize,
     },
+    /// What attention's backward makes of the gradient of the input of the next projection, before all else.
+    HeadGradient {
+        /// Elements of it.
+        len: usize,
+    },
+    /// The rotation of the gradient of what attention reads, where that can make it.
+    RotatedGradient,
     /// What is made of the outputs of two, a gate and an up-projection.
     Gated {
         /// Elements of each.
@@ -177,6 +184,8 @@ pub struct ProjectedLora {
     pub input: usize,
     /// Rank R.
     pub rank: usize,
+    /// Whether that and where its matrices begin are multiples of 4.
+    pub in_vectors: bool,
     /// Whether the output, in a backward the input's gradient, is added to.
     pub adds: bool,
 }

@@ -312,7 +312,7 @@ impl<B: Backend> BlockBwd<'_, B> {
             d_k: &mut grads.d_k,
             d_v: &mut grads.d_v,
             delta: &mut grads.delta,
-            d_z: &grads.d_z,
+            d_z: &mut grads.d_z,
             z: unedited.unwrap_or(&saved.z),
             lse: &saved.lse,
             q: &saved.rot_q,

@@ -92,7 +92,9 @@ fn planned_lora_of_a_layer_is_that_of_its_shapes() {
     let gated = 2 * N * F + 2 * N * (4 * F) - 4 * N * F;
     // So are queries and keys rotated, by the angles of each row.
     let rotated = 2 * (4 * N * 128);
-    assert_eq!(bytes, shrink + expand + of_xa + of_params + of_x + terms + gated + rotated);
+    // The gradient of the attention's output is read once, and rounded, and summed over heads with that.
+    let attended = 2 * (2 * N * C) + 4 * N * 32 - 4 * N * C;
+    assert_eq!(bytes, shrink + expand + of_xa + of_params + of_x + terms + gated + rotated + attended);
 }
 
 #[test]

@@ -22,10 +22,10 @@ const LAYERS: f64 = 32.0;
 const ALL: &str = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj";
 const TWO: &str = "q_proj,v_proj";
 
-/// A model with as many heads of keys as of queries, of a multiple of 64 elements, and a feed-forward layer wider than all of them,
-/// as LLaMA-2-7B has.
+/// A model with as many heads of keys as of queries, of 64 elements, a multiple of 256 in all, and a feed-forward layer wider than all of
+/// them, as LLaMA-2-7B has.
 fn model(layers: usize) -> TinyModel {
-    TinyModel { layers, heads: 2, kv_heads: 2, head_dim: 64, ffn: 160, ..TinyModel::default() }
+    TinyModel { layers, heads: 4, kv_heads: 4, head_dim: 64, ffn: 288, ..TinyModel::default() }
 }
 
 /// What the device runs in one step of a model of which these projections have an adapter: the difference of trainings of three steps

@@ -19,7 +19,7 @@ use super::packs::{self, heads};
 use super::simt::machine::Build;
 use super::simt::recorder::{FILL, Recorder, list, rows};
 use super::simt::tables::{self, Forest, NO_ROW};
-use super::simt::tape::Arg::{self, At, Float, Int};
+use super::simt::tape::Arg::{self, At, Float, Int, Null};
 pub use outputs::AttentionOutputs;
 pub use result::AttentionResult;
 
@@ -136,13 +136,13 @@ impl Attention {
         let (pack, dims) = (&b.pack(&self.pack).unwrap(), self.dims);
         let [q, k, v] = &[0, 1, 2].map(|i| device::compute(b, &given.inputs[i]));
         let [mut d_q, mut d_k, mut d_v] = [0, 1, 2].map(|i| device::compute(b, &given.start[i]));
-        let (mut delta, d_z) = (device::acc(b, &vec![SENTINEL; self.pack.len() * dims.heads]), &device::acc(b, d_z));
+        let (mut delta, mut d_z) = (device::acc(b, &vec![SENTINEL; self.pack.len() * dims.heads]), device::acc(b, d_z));
         b.attention_bwd(ops::AttentionBwd {
             d_q: &mut d_q,
             d_k: &mut d_k,
             d_v: &mut d_v,
             delta: &mut delta,
-            d_z,
+            d_z: &mut d_z,
             z,
             lse,
             q,
@@ -233,6 +233,7 @@ impl Operation for Attention {
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
         let saved = device::forward(b, self, given.inputs, 0.0);
         let saved = (device::compute(b, &saved[0]), device::acc(b, &saved[1]));
+        self.joint_backward(b, given, &saved);
         self.gradients(b, given, &saved, &given.d_outputs[0], None)
     }
 
@@ -288,11 +289,15 @@ impl Operation for Attention {
         let shared = r.build.shared("attention_bwd_dq", dtype);
         let [d_q, d_k, d_v] = [0, 1, 2].map(|i| At(r.output(2 + i, case.inputs[i].len(), Role::Compute)));
         let saved: [Arg; 6] = [delta, d_z_rounded, lse, q, k, v];
-        let args = [&[d_q], &saved[..], &queries, &positions, &sizes].concat();
+        // Where heads may be rotated back: by no angle.
+        let identity = [vec![1.0; head_dim / 2], vec![0.0; head_dim / 2]].concat().repeat(pack.longest());
+        let angles = if [64, 128].contains(&head_dim) { At(r.tape.acc(&identity)) } else { Null };
+        let args = [&[d_q], &saved[..], &queries, &positions, &sizes, &[angles]].concat();
         r.tape.launch("attention_bwd_dq", [heads, blocks * parts, 1], 32 * warps, shared, &args);
         let sums = At(r.tape.acc(&vec![FILL; count * kv_heads * 2 * tables::TILE * r.build.head_dim]));
         let tickets = At(r.tape.ints(&vec![0; 4 * count * parts * kv_heads]));
-        let args = [&[d_k, d_v], &saved[..], &keys, &positions, &[Int(n), sums, tickets, Int(most)], &sizes].concat();
+        let args = [&[d_k, d_v], &saved[..], &keys, &positions, &[Int(n), sums, tickets, Int(most)], &sizes, &[angles]]
+            .concat();
         r.tape.launch("attention_bwd_dkv", [kv_heads, count * parts, 1], 32 * warps, shared, &args);
         true
     }
@@ -505,7 +510,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
         Refusal {
             says: "attention_bwd: d_k has 3 elements, needs 4",
             call: |b| {
-                let ([mut delta, d_z, lse], [mut d_q, mut d_k, mut d_v, z, q, k, v], []) =
+                let ([mut delta, mut d_z, lse], [mut d_q, mut d_k, mut d_v, z, q, k, v], []) =
                     device::buffers(b, [6, 12, 6], [12, 3, 4, 12, 12, 4, 4], []);
                 let pack = b.pack(&packs::flat(&[2])).unwrap();
                 b.attention_bwd(ops::AttentionBwd {
@@ -513,7 +518,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                     d_k: &mut d_k,
                     d_v: &mut d_v,
                     delta: &mut delta,
-                    d_z: &d_z,
+                    d_z: &mut d_z,
                     z: &z,
                     lse: &lse,
                     q: &q,

@@ -130,7 +130,7 @@ mod tests {
         let (q, k, v) = (&q, &k, &v);
         cpu.attention_fwd(AttentionFwd { z: &mut z, lse: &mut lse, q, k, v, cached: None, pack, outputs, dims });
         let (d_q, d_k, d_v) = (&mut d_q, &mut d_k, &mut d_v);
-        let (d_z, lse) = (&d_z, &lse);
+        let (d_z, lse) = (&mut d_z, &lse);
         cpu.attention_bwd(AttentionBwd {
             d_q,
             d_k,

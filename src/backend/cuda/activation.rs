@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::launch::{Arg, Kernel, LaunchDims, acc, compute, int, long};
-use super::lora_launch::GateGradient;
+use super::lora_launch::OfGradient;
 use super::projections::Projections;
 use crate::arch::Activation;
 use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd, Op};
@@ -50,8 +50,9 @@ impl ActivationOps for Cuda {
         let name = GatedBwd::<Self>::NAME;
         let [d_gate, d_up, gate, up] = [&*op.d_gate, &*op.d_up, op.gate, op.up].map(compute);
         let (d_act, len) = (op.d_act.ptr(0), op.len);
-        let made = |group: &Projections| op.f == Activation::Silu && group.makes_act_gradient(d_act, len);
-        if self.cx.fuse(made, |group, cx| group.launch(cx, Some(GateGradient([d_gate, d_up, gate, up])))) {
+        let gated_by = OfGradient::Gate([d_gate, d_up, gate, up]);
+        let made = |group: &Projections| op.f == Activation::Silu && group.makes_input_gradient(d_act, len, gated_by);
+        if self.cx.fuse(made, |group, cx| group.launch(cx, Some(gated_by))) {
             return;
         }
         let (kernel, kind) = gated(op.f, name, "swiglu_bwd");

@@ -3,9 +3,12 @@
 use super::Cuda;
 use super::balance::{Parts, pairs_are_worth_it, second_row};
 use super::forest;
+use super::fused::{AttentionGradients, Call, HeadGradients};
 use super::geometry::{blocks, blocks2};
 use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_ptr, compute, compute_ptr, float, int, table};
+use super::lora_launch::OfGradient;
 use super::pack::{DeviceQueryBlocks, DeviceTables};
+use super::projections::Projections;
 use super::variant::{Heads, LONG_BLOCK, Variant};
 use crate::Error;
 use crate::backend::DevicePack;
@@ -168,25 +171,33 @@ impl AttentionOps for Cuda {
         self.cx.launch(name, forward.kernel, forward.launch, &args);
     }
 
+    /// What a LoRA adds to `d_z` just before is added by the same kernel that makes of it what comes first here, and leaves the sum
+    /// nowhere. The next operations may rotate the gradients of queries and keys back in the kernels that make them.
     fn attention_bwd(&mut self, op: AttentionBwd<'_, Self>) {
         self.begin(&op);
         let (name, dims, rows) = (AttentionBwd::<Self>::NAME, op.dims, op.pack.len());
         if !self.supports(dims.head_dim) {
             return;
         }
-        let size = self.cx.dtype.size();
-        let Some(rounded) = self.cx.scratch(name, rows * dims.q_width() * size) else { return };
-        let args = [acc(op.delta), compute_ptr(rounded), acc(op.d_z), compute(op.z)];
-        let args = [&args[..], &[rows, dims.heads, dims.head_dim].map(int)].concat();
-        let launch = LaunchDims::new(blocks((rows * dims.heads).div_ceil(8)));
-        self.cx.launch(name, kernel("attention_bwd_delta", dims), launch, &args);
-        let saved = [acc(op.delta), compute_ptr(rounded), acc(op.lse), compute(op.q), compute(op.k), compute(op.v)];
+        let (size, len) = (self.cx.dtype.size(), rows * dims.q_width());
+        let Some(rounded) = self.cx.scratch(name, len * size) else { return };
+        let (rounded, z, delta, d_z) = (compute_ptr(rounded), compute(op.z), acc(op.delta), op.d_z.ptr(0));
+        let heads = OfGradient::Heads { rounded, z, delta, head_dim: dims.head_dim };
+        let made = |group: &Projections| group.makes_input_gradient(d_z, len, heads);
+        let fused = self.cx.fuse(made, |group, cx| group.launch(cx, Some(heads)));
+        let delta = (!fused).then(|| {
+            let sizes = [rows, dims.heads, dims.head_dim].map(int);
+            let args = [&[delta, rounded, acc(op.d_z), z], &sizes[..]].concat();
+            let launch = LaunchDims::new(blocks((rows * dims.heads).div_ceil(8)));
+            Call { kernel: kernel("attention_bwd_delta", dims), dims: launch, args }
+        });
+        let saved = [acc(op.delta), rounded, acc(op.lse), compute(op.q), compute(op.k), compute(op.v)];
         let (queries, sizes) = (op.pack.query_blocks(), dims_args(op.pack, dims));
         let args = [&[compute(op.d_q)], &saved[..], &tile_lists(op.pack, queries), &sizes, &[self.second(dims.heads)]];
-        let args = args.concat();
         let shared = self.variant(dims).bwd_shared(size);
         let launch = self.block_dims(queries.count, dims.heads, dims, shared);
-        self.cx.launch(name, kernel("attention_bwd_dq", dims), launch, &args);
+        let call = Call { kernel: kernel("attention_bwd_dq", dims), dims: launch, args: args.concat() };
+        let of_queries = HeadGradients { rotated: (compute(op.d_q), dims.heads), cos_sin: None, call };
         let [begins, ends] = op.pack.seen_by();
         let order =
             [op.pack.key_blocks(), op.pack.order(), begins, ends, op.pack.positions(), op.pack.lasts()].map(table);
@@ -198,7 +209,11 @@ impl AttentionOps for Cuda {
         let args = [&[compute(op.d_k), compute(op.d_v)], &saved[..], &order, &sizes].concat();
         let count = parts.map_or(rows.div_ceil(BLOCK_ROWS), |parts| parts.count);
         let launch = self.block_dims(count, dims.kv_heads, dims, shared);
-        self.cx.launch(name, kernel("attention_bwd_dkv", dims), launch, &args);
+        let call = Call { kernel: kernel("attention_bwd_dkv", dims), dims: launch, args };
+        let of_keys = HeadGradients { rotated: (compute(op.d_k), dims.kv_heads), cos_sin: None, call };
+        let rows = (rows, table(op.pack.positions()));
+        let work = AttentionGradients { delta, of: [of_queries, of_keys], rows };
+        self.cx.defer(name, &work.args(), work);
     }
 
     fn attention_pattern(&mut self, op: AttentionPattern<'_, Self>) {

@@ -6,7 +6,7 @@ use super::geometry::blocks2;
 use super::launch::{Arg, Kernel, LaunchDims, Param, acc_ptr, compute_ptr, int, long};
 use super::lora_launch::Rotations;
 use super::memory::DevicePtr;
-use crate::backend::ops::{Op, ResidualFwd, RmsNormBwd, RopeFwd};
+use crate::backend::ops::{AttentionBwd, Op, ResidualFwd, RmsNormBwd, RopeBwd, RopeFwd};
 
 /// `out [len] = a + b`, which a norm may read.
 pub struct ResidualSum {
@@ -92,6 +92,11 @@ impl Rotation {
         self.name == RopeFwd::<Cuda>::NAME && self.widths[0] == self.widths[1]
     }
 
+    /// Whether it is a backward's that attention's kernels can do.
+    fn is_attentions(&self) -> bool {
+        self.name == RopeBwd::<Cuda>::NAME && AttentionBwd::<Cuda>::rotates(self.widths)
+    }
+
     /// The rotations of a launch with this one behind them.
     pub fn next(&self, before: Rotations) -> Rotations {
         Rotations { count: before.count + 1, angles: self.angles, half: self.widths[0] / 2 }
@@ -117,5 +122,66 @@ impl Rotation {
 impl Deferred for Rotation {
     fn launch(self: Box<Self>, cx: &mut Context) {
         Self::launch(*self, cx, None);
+    }
+}
+
+/// A launch that is not made yet: its kernel, its blocks, its arguments.
+pub struct Call {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Its blocks.
+    pub dims: LaunchDims,
+    /// Its arguments.
+    pub args: Vec<Arg>,
+}
+
+/// The gradients of queries, or of keys and values, that attention's backward makes.
+pub struct HeadGradients {
+    /// What may be rotated back before it is stored.
+    pub rotated: Rotated,
+    /// Cosines and sines of that, if it is wanted.
+    pub cos_sin: Option<Arg>,
+    /// The launch without its last argument, which is those.
+    pub call: Call,
+}
+
+/// Attention's backward.
+pub struct AttentionGradients {
+    /// What comes first, if that is not done by the operation before.
+    pub delta: Option<Call>,
+    /// Of queries, then of keys and values.
+    pub of: [HeadGradients; 2],
+    /// Number of rows, and their positions.
+    pub rows: (usize, Arg),
+}
+
+impl AttentionGradients {
+    /// Adds a rotation of the queries' or the keys' gradient, if the same launch can do it. Returns whether it can.
+    pub fn rotate(cx: &mut Context, rotation: &Rotation) -> bool {
+        let [positions, cos_sin] = rotation.angles;
+        let open = |of: &HeadGradients| of.rotated == rotation.rotated && of.cos_sin.is_none();
+        let fits = |work: &Self| {
+            rotation.is_attentions() && work.rows == (rotation.rows, positions) && work.of.iter().any(open)
+        };
+        let rotated = cx.join_deferred(fits).and_then(|work| work.of.iter_mut().find(|of| open(of)));
+        rotated.map(|of| of.cos_sin = Some(cos_sin)).is_some()
+    }
+
+    /// All that is read and written.
+    pub fn args(&self) -> Vec<Arg> {
+        let calls = self.delta.iter().chain(self.of.iter().map(|of| &of.call));
+        calls.flat_map(|call| &call.args).copied().collect()
+    }
+}
+
+impl Deferred for AttentionGradients {
+    fn launch(self: Box<Self>, cx: &mut Context) {
+        let with_angles = |HeadGradients { cos_sin, mut call, .. }: HeadGradients| {
+            call.args.push(cos_sin.unwrap_or(Arg::null(Param::Acc)));
+            call
+        };
+        for Call { kernel, dims, args } in self.delta.into_iter().chain(self.of.map(with_angles)) {
+            cx.launch(AttentionBwd::<Cuda>::NAME, kernel, dims, &args);
+        }
     }
 }

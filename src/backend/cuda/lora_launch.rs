@@ -1,12 +1,13 @@
 //! The launches of LoRAs: those of one input that are alike go through the same, up to [`TOGETHER`] of them.
 
+use super::Cuda;
 use super::context::Context;
 use super::geometry::{LORA_ROWS, blocks, blocks3};
 use super::launch::{Arg, Kernel, LaunchDims, Param, acc_ptr, bits, float, int, long, table, unsigned};
 use super::memory::DevicePtr;
 use super::pack::DeviceTables;
 use crate::backend::DevicePack;
-use crate::backend::ops::{Dropout, LoraSite, RunRange};
+use crate::backend::ops::{AttentionBwd, Dropout, LoraSite, RunRange};
 use crate::backend::scratch::{RANKS, SHARE, SPLITS, TOGETHER, lora_tickets};
 
 const FILE: &str = "lora";
@@ -49,6 +50,8 @@ struct Common {
     input: usize,
     stride: usize,
     scale: f64,
+    /// Whether the rank and where matrices begin are multiples of 4.
+    in_vectors: bool,
     /// Seeds, keys, threshold and factor.
     dropout: [Arg; 4],
 }
@@ -109,7 +112,8 @@ impl Lora {
         let LoraSite { a, b, stride, rank, input, output, scale, runs } = site;
         let draw = dropout.map_or(0, |dropout| dropout.site);
         let dropout = dropout_args(cx, dropout)?;
-        let common = Common { x, params, d_params, rows: Rows::new(pack, runs), rank, input, stride, scale, dropout };
+        let (rows, in_vectors) = (Rows::new(pack, runs), site.in_vectors());
+        let common = Common { x, params, d_params, rows, rank, input, stride, scale, in_vectors, dropout };
         Some(Self { common, xa, y, output, a, b, draw })
     }
 
@@ -252,9 +256,15 @@ impl Group<'_> {
         let sums_to = [d_params, d_x.map(|d_x| d_x.d_x)].map(|d| d.unwrap_or(Arg::null(Param::Acc)));
         let none = Terms { at: Arg::null(Param::Acc), count: 0, len: 0, adds: true };
         let Terms { at, count, len, adds } = d_x.and_then(|d_x| d_x.terms).unwrap_or(none);
-        let null = GateGradient([Arg::null(Param::Compute); 4]);
-        let GateGradient(gate) = d_x.and_then(|d_x| d_x.gate).unwrap_or(null);
-        let terms = [&[at, int(count), long(len), int(usize::from(adds))], &gate[..]].concat();
+        let (null, no_sums) = (Arg::null(Param::Compute), [Arg::null(Param::Acc), int(0)]);
+        let (made, sums) = match d_x.and_then(|d_x| d_x.made) {
+            None => ([null; 4], no_sums),
+            Some(OfGradient::Gate(gate)) => (gate, no_sums),
+            Some(OfGradient::Heads { rounded, z, delta, head_dim }) => {
+                ([rounded, null, z, null], [delta, int(head_dim)])
+            }
+        };
+        let terms = [&[at, int(count), long(len), int(usize::from(adds))], &made[..], &sums].concat();
         let rows_read = [&self.y()[..], &self.each(|lora| lora.xa), &[x, d_xa, long(self.pitch()), params]].concat();
         let sizes = [int(self.loras.len()), int(rank), int(input)];
         let (output, [a, b]) =
@@ -277,13 +287,27 @@ pub struct InputGradient {
     pub d_x: Arg,
     /// What is added too, beside the first launch's LoRAs.
     pub terms: Option<Terms>,
-    /// Where it goes on to. Then it is left nowhere itself.
-    pub gate: Option<GateGradient>,
+    /// What is made of it. Then it is left nowhere itself.
+    pub made: Option<OfGradient>,
 }
 
-/// `d_gate`, `d_up`, `gate` and `up` `[N, input]` of an input that is SiLU(gate) * up.
+/// What is made of the gradient of an input where its last summand is added.
 #[derive(Clone, Copy)]
-pub struct GateGradient(pub [Arg; 4]);
+pub enum OfGradient {
+    /// `d_gate`, `d_up`, `gate` and `up` `[N, input]` of an input that is SiLU(gate) * up.
+    Gate([Arg; 4]),
+    /// Of attention's output what its backward begins with.
+    Heads {
+        /// The gradient, rounded `[N, input]`.
+        rounded: Arg,
+        /// The input `[N, input]`.
+        z: Arg,
+        /// Sums of their products over heads `[N, input / head_dim]`.
+        delta: Arg,
+        /// Elements of a head.
+        head_dim: usize,
+    },
+}
 
 /// Terms of the gradient of an input.
 #[derive(Clone, Copy)]
@@ -344,9 +368,17 @@ pub fn makes_gated(loras: &[Lora], gate_up: [Arg; 2], len: usize) -> bool {
     alike && [gate.y, up.y] == gate_up.map(Some) && gate.common.rows.count * gate.output == len
 }
 
-/// Whether the backward of these adds to the input's gradient `[len]` by one launch that goes over all rows.
-pub fn makes_input_gradient(loras: &[Lora], len: usize) -> bool {
-    groups(loras).count() == 1 && adds_terms(loras) && loras[0].common.rows.count * loras[0].common.input == len
+/// Whether the backward of these adds to the input's gradient `[len]` by one launch that goes over all rows, and can make this of it.
+pub fn makes_input_gradient(loras: &[Lora], len: usize, made: OfGradient) -> bool {
+    let one_launch = groups(loras).count() == 1 && adds_terms(loras);
+    let fits = |Common { rows, input, in_vectors, .. }: &Common| {
+        let whole = match made {
+            OfGradient::Gate(_) => true,
+            OfGradient::Heads { head_dim, .. } => *in_vectors && AttentionBwd::<Cuda>::sums_heads(head_dim, *input),
+        };
+        whole && rows.count * input == len
+    };
+    one_launch && loras.first().is_some_and(|lora| fits(&lora.common))
 }
 
 /// The forward of those of a gate and an up-projection, with their gated activation `act [len]`.

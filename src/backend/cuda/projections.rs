@@ -6,7 +6,7 @@ use super::blas::{Gemm, GemmShape, Operands};
 use super::context::{Context, Deferred};
 use super::fused::Rotation;
 use super::launch::{Arg, acc_ptr, compute_ptr};
-use super::lora_launch::{self, GateGradient, InputGradient, Lora, Rotations, Terms};
+use super::lora_launch::{self, InputGradient, Lora, OfGradient, Rotations, Terms};
 use super::memory::DevicePtr;
 use crate::backend::ops::{LoraBwd, LoraFwd, Op};
 
@@ -94,13 +94,14 @@ impl Projections {
         lora_launch::forward_gated(cx, LoraFwd::<Cuda>::NAME, &self.loras, act);
     }
 
-    /// Whether this is the gradient `[len]` of the input of a projection, to which its LoRA adds in all rows in one launch.
-    pub fn makes_act_gradient(&self, d_act: DevicePtr, len: usize) -> bool {
-        self.shared == Shared::InputGradient(Some(d_act)) && lora_launch::makes_input_gradient(&self.loras, len)
+    /// Whether this is the gradient `[len]` of the input of a projection, to which its LoRA adds in all rows in one launch, which can
+    /// make this of it.
+    pub fn makes_input_gradient(&self, d_x: DevicePtr, len: usize, made: OfGradient) -> bool {
+        self.shared == Shared::InputGradient(Some(d_x)) && lora_launch::makes_input_gradient(&self.loras, len, made)
     }
 
-    /// Puts all on the list, with the gradients of a gate and an up-projection, if the input is the activation of those.
-    pub fn launch(self, cx: &mut Context, gate: Option<GateGradient>) {
+    /// Puts all on the list, with what is made of the input's gradient.
+    pub fn launch(self, cx: &mut Context, made: Option<OfGradient>) {
         let Self { shared, mut products, loras, rotations } = self;
         let op = LoraBwd::<Cuda>::NAME;
         match shared {
@@ -112,7 +113,7 @@ impl Projections {
             Shared::InputGradient(Some(d_x)) => {
                 let terms = if lora_launch::adds_terms(&loras) { terms(cx, &mut products) } else { None };
                 put(cx, &products);
-                lora_launch::backward(cx, op, &loras, Some(InputGradient { d_x: acc_ptr(d_x), terms, gate }));
+                lora_launch::backward(cx, op, &loras, Some(InputGradient { d_x: acc_ptr(d_x), terms, made }));
             }
         }
     }

@@ -1,8 +1,9 @@
-//! Rotary position embedding. Queries and keys, one after the other, are rotated in one launch, or in that of the LoRAs before.
+//! Rotary position embedding. Queries and keys, one after the other, are rotated in one launch, or in that of the LoRAs before, and
+//! their gradients in those of the attention's backward.
 
 use super::Cuda;
 use super::context::Context;
-use super::fused::Rotation;
+use super::fused::{AttentionGradients, Rotation};
 use super::launch::{acc, compute, table};
 use super::projections::Projections;
 use crate::backend::ops::{Op, RopeBwd, RopeFwd, RopeOps};
@@ -11,6 +12,7 @@ use crate::backend::ops::{Op, RopeBwd, RopeFwd, RopeOps};
 fn rotate(cx: &mut Context, rotation: Rotation) {
     let rotated = rotation.rotated;
     let done = Projections::rotate(cx, &rotation)
+        || AttentionGradients::rotate(cx, &rotation)
         || cx.fuse(|before: &Rotation| before.is_like(&rotation), |before, cx| before.launch(cx, Some(rotated)));
     if !done {
         let [positions, cos_sin] = rotation.angles;

@@ -4,7 +4,7 @@
 //! ([`AttentionDims::softcap`]); the bias is 0, or ALiBi's ([`AttentionDims::slope`], Press et al. 2022).
 
 use super::check::{below, need, needs, same, softcap};
-use super::{Launch, Op, Work, operations};
+use super::{Launch, Op, Projected, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 use crate::pack::{Pack, Parent};
 
@@ -153,8 +153,9 @@ impl<B: Buffers + ?Sized> Op for AttentionFwd<'_, B> {
     }
 }
 
-/// `d_q [N, H, D] =`, `d_k [N, K, D] =`, `d_v [N, K, D] =` from `d_z [N, H, D]`. A key's gradient collects from its own
-/// segment and then from its descendants in ascending order. No pack with cached ancestors has a backward.
+/// `d_q [N, H, D] =`, `d_k [N, K, D] =`, `d_v [N, K, D] =` from `d_z [N, H, D]`, of which nobody else has need: a device may leave it
+/// as it was before what was last added to it. A key's gradient collects from its own segment and then from its descendants in
+/// ascending order. No pack with cached ancestors has a backward.
 pub struct AttentionBwd<'a, B: Buffers + ?Sized> {
     /// `[N, H, D]`, set.
     pub d_q: &'a mut B::Compute,
@@ -164,8 +165,8 @@ pub struct AttentionBwd<'a, B: Buffers + ?Sized> {
     pub d_v: &'a mut B::Compute,
     /// `[N, H]`, scratch: `sum(d_z * z)` of each row and head.
     pub delta: &'a mut B::Acc,
-    /// `[N, H, D]`.
-    pub d_z: &'a B::Acc,
+    /// `[N, H, D]`, consumed.
+    pub d_z: &'a mut B::Acc,
     /// `[N, H, D]`, of the forward.
     pub z: &'a B::Compute,
     /// `[N, H]`, of the forward.
@@ -182,6 +183,19 @@ pub struct AttentionBwd<'a, B: Buffers + ?Sized> {
     pub outputs: Option<&'a [usize]>,
     /// How many heads, how wide, and what they see.
     pub dims: AttentionDims,
+}
+
+impl<B: Buffers + ?Sized> AttentionBwd<'_, B> {
+    /// Whether the CUDA backend rotates the gradients of queries and keys back where it makes them, of heads of so many elements, of
+    /// which so many are rotated.
+    pub(in crate::backend) fn rotates([head_dim, rotary_dim]: [usize; 2]) -> bool {
+        rotary_dim == head_dim && [64, 128].contains(&head_dim)
+    }
+
+    /// Whether the CUDA backend sums heads of so many elements, of rows of so many, where the last summand of `d_z` is added.
+    pub(in crate::backend) fn sums_heads(head_dim: usize, width: usize) -> bool {
+        [64, 128, 256].contains(&head_dim) && width.is_multiple_of(256)
+    }
 }
 
 impl<B: Buffers + ?Sized> Op for AttentionBwd<'_, B> {
@@ -207,6 +221,11 @@ impl<B: Buffers + ?Sized> Op for AttentionBwd<'_, B> {
         let acc = rows * (dims.q_width() + 3 * dims.heads);
         let compute = (2 * rows + pack.len()) * dims.q_width() + 4 * pack.len() * dims.kv_width();
         Work::moved(acc, compute, 0).multiplied(5 * pairs)
+    }
+
+    fn projected(&self) -> Option<Projected> {
+        let (width, rows) = (self.dims.q_width(), self.pack.host().len());
+        Self::sums_heads(self.dims.head_dim, width).then_some(Projected::HeadGradient { len: rows * width })
     }
 
     /// `delta` and the rounded gradient; the queries' gradient; that of keys and values, which makes the scores again. All of

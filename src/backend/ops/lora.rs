@@ -65,7 +65,13 @@ impl LoraSite {
     /// What it has in common with LoRAs that share its launches.
     fn projected(self, pack: &Pack, adds: bool) -> ProjectedLora {
         let (rows, _) = self.runs.adapted(pack);
-        ProjectedLora { rows, all: rows == pack.len(), input: self.input, rank: self.rank, adds }
+        let Self { input, rank, .. } = self;
+        ProjectedLora { rows, all: rows == pack.len(), input, rank, in_vectors: self.in_vectors(), adds }
+    }
+
+    /// Whether the matrices of every run begin at multiples of 4 elements, and the rank is one.
+    pub(in crate::backend) fn in_vectors(self) -> bool {
+        [self.a, self.b, self.stride, self.rank].iter().all(|n| n.is_multiple_of(4))
     }
 
     /// Asserts that the site lies within a run, and the runs of a pack within `params` elements.

@@ -3,7 +3,7 @@
 //! elements pass through.
 
 use super::check::{need, same};
-use super::{Op, Projected, Work, operations};
+use super::{AttentionBwd, Op, Projected, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 
 #[track_caller]
@@ -82,6 +82,10 @@ impl<B: Buffers + ?Sized> Op for RopeBwd<'_, B> {
 
     fn work(&self) -> Work {
         rotated(self.pack.host().len(), self.heads * self.head_dim, self.rotary_dim)
+    }
+
+    fn projected(&self) -> Option<Projected> {
+        AttentionBwd::<B>::rotates([self.head_dim, self.rotary_dim]).then_some(Projected::RotatedGradient)
     }
 }
 

@@ -1,11 +1,13 @@
-//! What follows LoRAs and may go through their launch: asked for at once, or apart, which must give the same bits.
+//! What follows an operation and may go through its launch: asked for at once, or apart, which must give the same bits.
 
 use llamaprobe::arch::Activation;
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::ops::{self, LoraSite};
 
+use super::attention::Attention;
 use super::device::{self, Given};
 use super::lora::{Drop, Lora};
+use super::packs;
 use super::rope;
 use super::simt::recorder::FILL;
 
@@ -29,7 +31,7 @@ impl Lora {
         }
     }
 
-    /// Of an input that is an activation.
+    /// Of an input that is an activation, and of one that is an attention's output.
     pub fn joint_backward<B: Backend>(
         &self,
         b: &mut B,
@@ -39,6 +41,11 @@ impl Lora {
     ) {
         let [joined, apart] = [false, true].map(|apart| self.gated_backward(b, given, acc, compute, apart));
         assert_eq!(joined, apart, "lora_bwd: d_gate, d_up and d_params by one launch and by two");
+        if self.site.input.is_multiple_of(256) {
+            let [joined, apart] = [false, true].map(|apart| self.attended_backward(b, given, acc, compute, apart));
+            assert!(joined.iter().flatten().all(|x| x.is_finite()), "lora_bwd: d_q, d_k, d_v and d_params are numbers");
+            assert_eq!(joined, apart, "lora_bwd: d_q, d_k, d_v and d_params with and without attention_bwd's delta");
+        }
     }
 
     /// A gate and an up-projection to which these LoRAs add, and the activation of both, which is asked for at once or `apart`.
@@ -115,5 +122,106 @@ impl Lora {
         b.gated_bwd(ops::GatedBwd { d_gate: d_gate_out, d_up: d_up_out, d_act, gate: x, up: x, f, len });
         let [d_gate, d_up] = [&d_gate, &d_up].map(|d| device::read_compute(b, d, len));
         [d_gate, d_up, device::read_acc(b, &d_params, given.len(2))]
+    }
+
+    /// The gradients of queries, keys and values, whose attention is the input, asked for at once or `apart`, and those of the
+    /// parameters. Queries, keys and values are as the input is.
+    fn attended_backward<B: Backend>(
+        &self,
+        b: &mut B,
+        given: &Given<'_>,
+        [xa, params]: [&B::Acc; 2],
+        [x, d_y]: [&B::Compute; 2],
+        apart: bool,
+    ) -> [Vec<f64>; 4] {
+        let (len, site, dropout) = (given.len(1), self.site, Drop::of_device(&self.drop));
+        let dims = packs::heads(site.input / 128, site.input / 128, 128, None);
+        let [mut d_z, mut d_params] = [1, 2].map(|i| device::acc(b, &given.start[i]));
+        let [mut d_q, mut d_k, mut d_v] = [(); 3].map(|()| device::compute(b, &vec![FILL; len]));
+        let [mut delta, mut lse] = [(); 2].map(|()| device::acc(b, &vec![FILL; len / 128]));
+        let (pack, d_x) = (&b.pack(&self.pack).unwrap(), Some(&mut d_z));
+        let mut z = device::compute(b, &vec![FILL; len]);
+        b.attention_fwd(ops::AttentionFwd {
+            z: &mut z,
+            lse: &mut lse,
+            q: x,
+            k: x,
+            v: x,
+            cached: None,
+            pack,
+            outputs: None,
+            dims,
+        });
+        let (z, d_params_out) = (&z, &mut d_params);
+        b.lora_bwd(ops::LoraBwd { d_params: d_params_out, d_x, d_y, xa, x: z, params, pack, site, dropout });
+        if apart {
+            b.sync().unwrap();
+        }
+        b.attention_bwd(ops::AttentionBwd {
+            d_q: &mut d_q,
+            d_k: &mut d_k,
+            d_v: &mut d_v,
+            delta: &mut delta,
+            d_z: &mut d_z,
+            z,
+            lse: &lse,
+            q: x,
+            k: x,
+            v: x,
+            pack,
+            outputs: None,
+            dims,
+        });
+        let [d_q, d_k, d_v] = [&d_q, &d_k, &d_v].map(|d| device::read_compute(b, d, len));
+        [d_q, d_k, d_v, device::read_acc(b, &d_params, given.len(2))]
+    }
+}
+
+impl Attention {
+    /// Of heads whose gradients may be rotated back where they are made.
+    pub fn joint_backward<B: Backend>(&self, b: &mut B, given: &Given<'_>, saved: &(B::Compute, B::Acc)) {
+        if [64, 128].contains(&self.dims.head_dim) {
+            let [joined, apart] = [false, true].map(|apart| self.rotated_backward(b, given, saved, apart));
+            assert_eq!(joined, apart, "attention_bwd: d_q, d_k and d_v by two launches and by three");
+        }
+    }
+
+    /// The gradients of queries, keys and values, of which the former two are rotated back at once or `apart`.
+    fn rotated_backward<B: Backend>(
+        &self,
+        b: &mut B,
+        given: &Given<'_>,
+        (z, lse): &(B::Compute, B::Acc),
+        apart: bool,
+    ) -> [Vec<f64>; 3] {
+        let (pack, dims) = (&b.pack(&self.pack).unwrap(), self.dims);
+        let [q, k, v] = &[0, 1, 2].map(|i| device::compute(b, &given.inputs[i]));
+        let [mut d_q, mut d_k, mut d_v] = [0, 1, 2].map(|i| device::compute(b, &given.start[i]));
+        let [mut delta, mut d_z] =
+            [&vec![FILL; self.pack.len() * dims.heads], &given.d_outputs[0]].map(|x| device::acc(b, x));
+        let head_dim = dims.head_dim;
+        let cos_sin = &device::acc(b, &rope::cos_sin(self.pack.longest(), head_dim));
+        b.attention_bwd(ops::AttentionBwd {
+            d_q: &mut d_q,
+            d_k: &mut d_k,
+            d_v: &mut d_v,
+            delta: &mut delta,
+            d_z: &mut d_z,
+            z,
+            lse,
+            q,
+            k,
+            v,
+            pack,
+            outputs: None,
+            dims,
+        });
+        if apart {
+            b.sync().unwrap();
+        }
+        for (d_x, heads) in [(&mut d_q, dims.heads), (&mut d_k, dims.kv_heads)] {
+            b.rope_bwd(ops::RopeBwd { d_x, pack, cos_sin, heads, head_dim, rotary_dim: head_dim });
+        }
+        [(&d_q, 0), (&d_k, 1), (&d_v, 2)].map(|(d, i)| device::read_compute(b, d, given.len(i)))
     }
 }

@@ -10,8 +10,10 @@
 //   lora_bwd_inputs  d_params: B += scale * d_y^T xa, A += d_xa^T drop(x), of all runs; d_x [N, input] += drop(A^T d_xa)
 // Up to three LoRAs of one input, rank and scale go through a launch, each with its own A and B, outputs and dropout; names of
 // what is the second's and the third's end in 1 and 2. They are added to d_x in order, and before them, where all rows are of the
-// runs, term_count terms [N, input], term_pitch apart: to what is there if `adds`, else to 0. With gate and up [N, input], whose
+// runs, term_count terms [N, input], term_pitch apart: to what is there if `adds`, else to 0; they may lie where d_x does, if nothing
+// is read or written there. With gate and up [N, input], whose
 // activation the input is, d_x is only read, and d_gate and d_up [N, input] are set to what comes of the sum; all rows have tiles.
+// With d_gate alone, which may lie where d_x does, that is set to the rounded sum.
 // So it is with delta [N, input / head_dim], of an input that is an attention's: `d_gate` is set to the rounded sum and delta to
 // its products with `gate`, the input, summed over heads as attention_bwd_delta does. 64 divides head_dim, head_dim 256, 256 input; R,
 // stride, a and b are multiples of 4 then, and addresses of 16 bytes.
@@ -127,7 +129,7 @@ DEV void expand_gated(real* gate, real* up, real* act, const LowRank (&factors)[
 #pragma unroll
     for (int l = 0; l < 2; l++) {
         const real* y = l ? up : gate;
-        both[l] = wide_sums<WHOLE, true>(y, Sum<real>{true}, tile, from, NEIGHBOURS, rank, width, scale, 1,
+        both[l] = wide_sums<WHOLE, true>(y, Sum{true}, tile, from, NEIGHBOURS, rank, width, scale, 1,
                                          [&](int) { return factors[l]; });
     }
     each_four<WHOLE>(tile, from, NEIGHBOURS, width, [&](int n, int i, i64 at, int valid) {
@@ -272,8 +274,8 @@ DEV void add_outer(float* __restrict__ d_params, const real* __restrict__ u, con
     }
 }
 
-// Where the gradient of an input goes: to d_x, or, of act = SiLU(gate) * up, on to d_gate and d_up, or to what attention's backward
-// begins with.
+// Where the gradient of an input goes: to d_x, or rounded to d_gate, or, of act = SiLU(gate) * up, on to d_gate and d_up, or to what
+// attention's backward begins with.
 struct InputGradient {
     float* d_x;
     real* d_gate;
@@ -283,10 +285,11 @@ struct InputGradient {
     float* delta;
     int head_dim;
 
-    DEV bool whole() const { return !gate || (aligned4(d_gate) && aligned4(d_up) && aligned4(gate) && aligned4(up)); }
+    DEV bool whole() const { return aligned4(d_gate) && aligned4(d_up) && aligned4(gate) && aligned4(up); }
     template <bool WHOLE>
     DEV void put(const WideSums& sums, const int* __restrict__ tile, int from, int half, int width) const {
-        if (!gate) return Stored<float>{d_x}.put<WHOLE>(sums, tile, from, half, width);
+        if (!d_gate) return Stored<float>{d_x}.put<WHOLE>(sums, tile, from, half, width);
+        if (!gate) return Stored<real>{d_gate}.put<WHOLE>(sums, tile, from, half, width);
         if (WHOLE && delta) return put_heads(sums, tile, from, width);
         each_four<WHOLE>(tile, from, half, width, [&](int n, int i, i64 at, int valid) {
             float g[4], u[4];
@@ -333,7 +336,7 @@ struct InputGradient {
 };
 
 extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 3)
-    lora_bwd_inputs(float* __restrict__ d_params, float* d_x, const float* __restrict__ terms, int term_count, i64 term_pitch,
+    lora_bwd_inputs(float* __restrict__ d_params, float* d_x, const real* __restrict__ terms, int term_count, i64 term_pitch,
                     int adds, real* __restrict__ d_gate, real* __restrict__ d_up, const real* __restrict__ gate,
                     const real* __restrict__ up, float* __restrict__ delta, int head_dim, const real* __restrict__ d_y,
                     const real* __restrict__ d_y1, const real* __restrict__ d_y2,
@@ -367,7 +370,7 @@ extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 3)
     }
     block -= sums;
     const int* tile = own_tiles + block % tile_count * 3;
-    Sum<float> sum = {adds != 0, terms, term_count, term_pitch};
+    Sum sum = {adds != 0, terms, term_count, term_pitch};
     InputGradient to = {d_x, d_gate, d_up, gate, up, delta, head_dim};
     wide_product<false>(d_x, sum, to, tile, block / tile_count, NEIGHBOURS, rank, input, keep_scale, loras, [&](int l) {
         return LowRank{d_xa + l * pitch, params + tile[0] * stride + pick(l, a, a1, a2), dropout(l)};

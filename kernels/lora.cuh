@@ -354,11 +354,10 @@ struct LowRank {
     Dropout dropout;
 };
 
-// What products are added to: `out` itself, if `adds`, then terms of its size, in order.
-template <class T>
+// What products are added to: what they go to itself, if `adds`, then terms of its size, in order.
 struct Sum {
     bool adds;
-    const T* terms;
+    const real* terms;
     int count;
     i64 pitch;
 };
@@ -368,29 +367,33 @@ struct WideSums {
     float of[4][2][4];
 };
 
+// sums += a lane's elements of x.
+template <bool WHOLE, class T>
+DEV void add_rows(WideSums& sums, const T* x, const int (&row)[2], int from, int half, int width) {
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int column = from + group_of(n, half) + 4 * (threadIdx.x % 4);
+            const T* p = x + (i64)row[i] * width + column;
+            float old[4] = {};
+            if (WHOLE) unpack(old, load_four(p));
+            if (!WHOLE && column < width) load4(old, p, width - column);
+#pragma unroll
+            for (int j = 0; j < 4; j++) sums.of[n][i][j] += old[j];
+        }
+}
+
 // `sum` of what is at `out` and its terms, + factor * drop(u W) of each of `count` factors in order.
 template <bool WHOLE, bool ALONG_RANK, class T, class Get>
-DEV WideSums wide_sums(const T* out, Sum<T> sum, const int* __restrict__ tile, int from, int half, int rank, int width,
+DEV WideSums wide_sums(const T* out, Sum sum, const int* __restrict__ tile, int from, int half, int rank, int width,
                        float factor, int count, Get factors) {
     int first = tile[1], rows = tile[2], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     int row[2] = {first + min(g, rows - 1), first + min(g + 8, rows - 1)};
     WideSums sums = {};
+    if (sum.adds) add_rows<WHOLE>(sums, out, row, from, half, width);
 #pragma unroll 1
-    for (int l = sum.adds ? -1 : 0; l < sum.count; l++) {
-        const T* term = l < 0 ? out : sum.terms + l * sum.pitch;
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int column = from + group_of(n, half) + 4 * t;
-                const T* p = term + (i64)row[i] * width + column;
-                float old[4] = {};
-                if (WHOLE) unpack(old, load_four(p));
-                if (!WHOLE && column < width) load4(old, p, width - column);
-#pragma unroll
-                for (int j = 0; j < 4; j++) sums.of[n][i][j] += old[j];
-            }
-    }
+    for (int l = 0; l < sum.count; l++) add_rows<WHOLE>(sums, sum.terms + l * sum.pitch, row, from, half, width);
 #pragma unroll 1
     for (int l = 0; l < count; l++) {
         const LowRank f = factors(l);
@@ -412,15 +415,17 @@ DEV WideSums wide_sums(const T* out, Sum<T> sum, const int* __restrict__ tile, i
                 multiply(c[n], a, b);
             }
         }
+        // Asked for again: the products have no registers for it.
+        const Dropout dropout = factors(l).dropout;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            u64 hash = f.dropout.seeds ? hash_of(f.dropout, tile[0], row[i]) : 0;
+            u64 hash = dropout.seeds ? hash_of(dropout, tile[0], row[i]) : 0;
 #pragma unroll
             for (int n = 0; n < 4; n++) {
                 int column = from + group_of(n, half) + 4 * t;
                 // Columns 2 t and 2 t + 1 of two fragments, in the order of memory.
                 float v[4] = {c[2 * n][2 * i], c[2 * n + 1][2 * i], c[2 * n][2 * i + 1], c[2 * n + 1][2 * i + 1]};
-                if (f.dropout.seeds) drop(v, f.dropout, hash, column);
+                if (dropout.seeds) drop(v, dropout, hash, column);
 #pragma unroll
                 for (int j = 0; j < 4; j++) sums.of[n][i][j] += factor * v[j];
             }
@@ -459,11 +464,11 @@ struct Stored {
 
 // to.put(the sums for the warp's 64 of the columns of block number `part`).
 template <bool ALONG_RANK, class T, class To, class Get>
-DEV void wide_product(const T* out, Sum<T> sum, To to, const int* __restrict__ tile, int part, int half, int rank,
+DEV void wide_product(const T* out, Sum sum, To to, const int* __restrict__ tile, int part, int half, int rank,
                       int width, float factor, int count, Get factors) {
     int from = from_of(part * WIDE_WARPS + threadIdx.x / 32, half);
     if (from >= width || tile[2] == 0) return;
-    bool whole = from + half + 32 <= width && width % 4 == 0 && rank % 4 == 0 && aligned4(out) && to.whole();
+    bool whole = from + half + 32 <= width && width % 4 == 0 && rank % 4 == 0 && aligned4(out) && aligned4(sum.terms) && to.whole();
     for (int l = 0; l < count; l++) whole = whole && aligned(factors(l).u) && aligned(factors(l).w);
     if (whole) {
         auto sums = wide_sums<true, ALONG_RANK>(out, sum, tile, from, half, rank, width, factor, count, factors);

@@ -3,6 +3,7 @@
 //   rms_norm_fwd          rstd [rows] = 1 / sqrt(mean(x^2) + eps); out [rows, width] = n * w, n = x * rstd, w by weight [width]
 //   residual_rms_norm_fwd sum [rows, width] = a + b, and the same of x = sum
 //   rms_norm_bwd          d_x [rows, width] += rstd * (g - n * mean(g * n)), g = d_out * w; d_x_real = d_x, unless it is null
+//   rms_norm_bwd_rounded  the same of d_out in the compute dtype
 //   rms_norm_bwd_weight   d_weight [width] += sum over rows of d_out * x * rstd
 //   rms_norm_compute_fwd, rms_norm_compute_bwd, rms_norm_compute_bwd_weight
 //                         the same of x and gradients in the compute dtype; d_x = in place of d_out
@@ -132,15 +133,10 @@ DEV void norm_row_bwd(const T* __restrict__ x, const float* __restrict__ rstd, c
     });
 }
 
-extern "C" __global__ void __launch_bounds__(1024) rms_norm_bwd(float* __restrict__ d_x,
-                                                               real* __restrict__ d_x_real,
-                                                               const float* __restrict__ d_out,
-                                                               const float* __restrict__ x,
-                                                               const float* __restrict__ rstd,
-                                                               const real* __restrict__ weight, int rows, int width,
-                                                               int form) {
-    begin_kernel();
-    __shared__ float parts[32];
+template <class T>
+DEV void add_norm_row_bwd(float* __restrict__ d_x, real* __restrict__ d_x_real, const T* __restrict__ d_out,
+                          const float* __restrict__ x, const float* __restrict__ rstd, const real* __restrict__ weight,
+                          int width, int form, float* parts) {
     d_x += (i64)blockIdx.x * width;
     d_out += (i64)blockIdx.x * width;
     if (d_x_real) d_x_real += (i64)blockIdx.x * width;
@@ -155,6 +151,27 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm_bwd(float* __restric
         if (d_x_real) store_split(d_x_real + c, sum, width - c, vectors);
     };
     norm_row_bwd(x, rstd, weight, width, form, parts, load, store);
+}
+
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_bwd(float* __restrict__ d_x,
+                                                               real* __restrict__ d_x_real,
+                                                               const float* __restrict__ d_out,
+                                                               const float* __restrict__ x,
+                                                               const float* __restrict__ rstd,
+                                                               const real* __restrict__ weight, int rows, int width,
+                                                               int form) {
+    begin_kernel();
+    __shared__ float parts[32];
+    add_norm_row_bwd(d_x, d_x_real, d_out, x, rstd, weight, width, form, parts);
+}
+
+extern "C" __global__ void __launch_bounds__(1024)
+    rms_norm_bwd_rounded(float* __restrict__ d_x, real* __restrict__ d_x_real, const real* __restrict__ d_out,
+                         const float* __restrict__ x, const float* __restrict__ rstd, const real* __restrict__ weight,
+                         int rows, int width, int form) {
+    begin_kernel();
+    __shared__ float parts[32];
+    add_norm_row_bwd(d_x, d_x_real, d_out, x, rstd, weight, width, form, parts);
 }
 
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_compute_bwd(real* d_x, const real* __restrict__ x,

@@ -25,11 +25,11 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
             });
         }
         let form = RmsWeight::Rounded;
-        let (mut d_x, mut d_weight, d_out) = (acc(b, len), acc(b, width), acc(b, len));
+        let (mut d_x, mut d_weight, mut d_out) = (acc(b, len), acc(b, width), acc(b, len));
         group.throughput(Throughput::Bytes(bytes(b, 4 * len, 0)));
         group.bench("bwd", shape.name, |bench| {
             time(bench, b, |b| {
-                let (d_x, d_out, rstd, weight) = (&mut d_x, &d_out, &rstd, &weight);
+                let (d_x, d_out, rstd, weight) = (&mut d_x, &mut d_out, &rstd, &weight);
                 b.rms_norm_bwd(RmsNormBwd { d_x, d_out, x: &x, rstd, weight, rows, width, form });
             });
         });

@@ -33,10 +33,19 @@ impl Launches {
             return;
         }
         if let Some(passed_on) = projected.and_then(|part| passed_on(&self.waiting, part)) {
-            let mut all = together(std::mem::take(&mut self.waiting));
+            let mut all = together(std::mem::take(&mut self.waiting), true);
             let (_, last) = all.last_mut().expect("something waits");
             last.work = last.work.and(launches[0].work).without(passed_on);
             all.extend(launches[1..].iter().map(|launch| (op, *launch)));
+            return all.into_iter().for_each(|(op, launch)| self.issue(op, launch));
+        }
+        if let Some(Projected::NormGradient { len }) = projected.filter(|part| rounded(&self.waiting, *part)) {
+            let mut all = together(std::mem::take(&mut self.waiting), true);
+            all.push((op, launches[0]));
+            // Written and read.
+            for (_, launch) in all.iter_mut().rev().take(2) {
+                launch.work = launch.work.without(Work::moved(len, 0, 0)).and(Work::moved(0, len, 0));
+            }
             return all.into_iter().for_each(|(op, launch)| self.issue(op, launch));
         }
         if let (Some(Projected::RotatedGradient), Some(made)) = (projected, self.attention_gradient()) {
@@ -47,7 +56,7 @@ impl Launches {
         }
         let waits = projected.filter(|part| match part {
             Projected::Gated { .. } | Projected::GatedGradient { .. } => false,
-            Projected::HeadGradient { .. } | Projected::RotatedGradient => false,
+            Projected::NormGradient { .. } | Projected::HeadGradient { .. } | Projected::RotatedGradient => false,
             Projected::Rotated { len } => rotates(&self.waiting, *len),
             _ => true,
         });
@@ -76,7 +85,7 @@ impl Launches {
 
     fn flush(&mut self) {
         let waiting = std::mem::take(&mut self.waiting);
-        together(waiting).into_iter().for_each(|(op, launch)| self.issue(op, launch));
+        together(waiting, false).into_iter().for_each(|(op, launch)| self.issue(op, launch));
     }
 
     /// The same where nothing follows.
@@ -184,20 +193,37 @@ fn passed_on(waiting: &[Waiting], next: Projected) -> Option<Work> {
     }
 }
 
-/// The launches of projections of one input: products first, then LoRAs, as many of them through one as may be.
-fn together(waiting: Vec<Waiting>) -> Vec<(&'static str, Launch)> {
+/// Whether the last launch of several projections rounds the gradient that it adds up of what they set apart, for the next operation.
+fn rounded(waiting: &[Waiting], next: Projected) -> bool {
+    let (loras, products): (Vec<_>, Vec<_>) = waiting.iter().cloned().partition(is_lora);
+    let (Some(first), Projected::NormGradient { len }) = (loras.first(), next) else { return false };
+    let fits = |ProjectedLora { rows, input, .. }: ProjectedLora| rows * input == len;
+    let one_launch = loras.len() <= TOGETHER && loras.iter().all(|lora| lora.part == first.part);
+    matches!(first.part, Projected::LoraGradient(lora) if fits(lora))
+        && one_launch
+        && matches!(products.first(), Some(Waiting { part: Projected::InputGradient { adds: false, .. }, .. }))
+        && products.len() > 1
+        && terms(&products, &loras, true).is_some()
+}
+
+/// The launches of projections of one input: products first, then LoRAs, as many of them through one as may be, of which the last
+/// may pass its sum on.
+fn together(waiting: Vec<Waiting>, passes_on: bool) -> Vec<(&'static str, Launch)> {
     let (rotations, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_rotation);
     let (loras, products): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_lora);
     // The products set terms of the input's gradient, which the first launch of LoRAs adds up.
-    let terms = terms(&products, &loras);
+    let terms = terms(&products, &loras, passes_on);
     let groups = products.chunk_by(|a, b| terms.is_some() || (a.part == b.part && is_plain(a.part)));
     let mut all: Vec<_> = groups.map(|group| (group[0].op, one(group, 0))).collect();
+    if let (Some(Terms { len, .. }), Some((_, products))) = (terms, all.first_mut()) {
+        products.work = products.work.without(Work::moved(len, 0, 0)).and(Work::moved(0, len, 0));
+    }
     let groups = loras.chunk_by(|a, b| a.part == b.part).flat_map(|alike| alike.chunks(TOGETHER));
     for (i, group) in groups.enumerate() {
         for stage in 0..group[0].launches.len() {
             let mut launch = one(group, stage);
             if let (Some(terms), 0, 1) = (terms, i, stage) {
-                launch.work = launch.work.and(terms.read).without(terms.not_read);
+                launch.work = launch.work.and(Work::moved(0, terms.len, 0)).without(terms.not_read);
             }
             all.push((group[0].op, launch));
         }
@@ -218,24 +244,26 @@ fn is_plain(part: Projected) -> bool {
 /// Terms of an input's gradient.
 #[derive(Clone, Copy)]
 struct Terms {
-    /// What reads them.
-    read: Work,
+    /// Elements of all, which are of the compute dtype.
+    len: usize,
     /// What is there before, if they are put in its place.
     not_read: Work,
 }
 
-/// Those that products of several projections set, if they are alike and LoRAs go over all rows.
-fn terms(products: &[Waiting], loras: &[Waiting]) -> Option<Terms> {
+/// Those that products of several projections set, if they are alike and LoRAs go over all rows, or that of one, if the sum is passed
+/// on.
+fn terms(products: &[Waiting], loras: &[Waiting], passes_on: bool) -> Option<Terms> {
     let Projected::InputGradient { dims: [rows, input, _], adds } = products.first()?.part else { return None };
     let dims = |waiting: &Waiting| match waiting.part {
         Projected::InputGradient { dims, .. } => Some(dims),
         _ => None,
     };
     let whole = matches!(loras.first()?.part, Projected::LoraGradient(ProjectedLora { all: true, .. }));
-    let alike = products.len() > 1 && products.iter().all(|product| dims(product) == dims(&products[0]));
+    let several = products.len() > 1 || passes_on && !adds;
+    let alike = several && products.iter().all(|product| dims(product) == dims(&products[0]));
     let len = rows * input;
     let not_read = Work::moved(if adds { 0 } else { len }, 0, 0);
-    (whole && alike).then(|| Terms { read: Work::moved(products.len() * len, 0, 0), not_read })
+    (whole && alike).then(|| Terms { len: products.len() * len, not_read })
 }
 
 /// One launch for that many operations, of each its launch number `stage`; what they share is read and written once.

@@ -154,6 +154,11 @@ pub enum Projected {
         /// Elements that are rotated.
         len: usize,
     },
+    /// What goes through a norm of the gradient of what several projections read.
+    NormGradient {
+        /// Elements of it.
+        len: usize,
+    },
     /// What attention's backward makes of the gradient of the input of the next projection, before all else.
     HeadGradient {
         /// Elements of it.

@@ -116,7 +116,7 @@ pub fn scratch(pass: &PassSize, (acc, compute): (usize, usize)) -> usize {
             backward_rows * queries * compute,
             TOGETHER * backward_rows * rank * acc,
         ]);
-        blocks.extend((terms > 0).then_some(terms * acc));
+        blocks.extend((terms > 0).then_some(terms * compute));
         blocks.extend([runs * NORM_PARTS * acc, runs * STEP_FIELDS * acc]);
     }
     blocks.into_iter().map(block_size).sum()
@@ -155,7 +155,7 @@ mod tests {
         let [lora, tickets] = [3 * 32 * 512 * 16 * 4, 2048 * 4];
         let [parts, part_tickets] = [256 * (64 << 10), 4096 * 4];
         let (logits, rounded) = (512 * 32000, 512 * 4096 * 2);
-        let of_backward = [4 * logits, 2 * logits, rounded, 3 * 512 * 16 * 4, 3 * 512 * 4096 * 4, 64 * 4, 12 * 4];
+        let of_backward = [4 * logits, 2 * logits, rounded, 3 * 512 * 16 * 4, 3 * 512 * 4096 * 2, 64 * 4, 12 * 4];
         let blocks = [&[32 << 20, tables, lora, tickets, parts, part_tickets], &of_backward[..]].concat();
         let up = |bytes: usize| bytes.next_multiple_of(if bytes > 1 << 20 { 1 << 20 } else { 256 });
         assert_eq!(scratch(&pass, (4, 2)), blocks.into_iter().map(up).sum::<usize>());

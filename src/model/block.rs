@@ -327,7 +327,7 @@ impl<B: Backend> BlockBwd<'_, B> {
         norm::backward(
             backend,
             self.block.config,
-            NormBwd { d_x, d_params, d_out: &grads.d_resid, x, stats, norm, rows },
+            NormBwd { d_x, d_params, d_out: &mut grads.d_resid, x, stats, norm, rows },
         );
         std::mem::swap(&mut grads.d_resid, &mut grads.d_norm);
     }

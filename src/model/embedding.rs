@@ -148,7 +148,7 @@ impl<B: Backend> Model<B> {
         if let (Some(norm), Some(stats)) = (&self.weights.embed_norm, &stage.stats) {
             backend.zero(Zero { x: &mut *d_embed });
             let d_params = request.weight(ParamId::Norm(NormAt::Embed));
-            let (d_out, x) = (&grads.d_resid, &stage.embedded);
+            let (d_out, x) = (&mut grads.d_resid, &stage.embedded);
             let args = NormBwd { d_x: &mut *d_embed, d_params, d_out, x, stats, norm, rows };
             norm::backward(backend, config, args);
         }

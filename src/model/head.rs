@@ -293,7 +293,7 @@ impl<B: Backend> Model<B> {
         if let Some(norm) = &self.weights.final_norm {
             let d_params = request.weight(ParamId::Norm(NormAt::Final));
             let x = &acts.resid[acts.resid_slot(self.config.num_hidden_layers)];
-            let (d_x, d_out, stats) = (&mut grads.d_resid, &grads.d_norm, &acts.final_stats);
+            let (d_x, d_out, stats) = (&mut grads.d_resid, &mut grads.d_norm, &acts.final_stats);
             norm::backward(backend, &self.config, NormBwd { d_x, d_params, d_out, x, stats, norm, rows });
         }
     }

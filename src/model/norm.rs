@@ -134,8 +134,8 @@ pub(super) struct NormBwd<'a, B: Backend> {
     pub d_x: &'a mut B::Acc,
     /// Flat gradients and where the weight's begins, added to; the bias's follow.
     pub d_params: Option<(&'a mut B::Acc, usize)>,
-    /// `[rows, C]`.
-    pub d_out: &'a B::Acc,
+    /// `[rows, C]`, consumed.
+    pub d_out: &'a mut B::Acc,
     /// `[rows, C]`, of the forward.
     pub x: &'a B::Acc,
     /// Of the forward.
@@ -166,10 +166,10 @@ pub(super) fn backward<B: Backend>(backend: &mut B, config: &ModelConfig, args: 
         }
         None => {
             let form = form(config);
-            backend.rms_norm_bwd(RmsNormBwd { d_x, d_out, x, rstd, weight, rows, width, form });
             if let Some((d_weight, offset)) = d_params {
                 backend.rms_norm_bwd_weight(RmsNormBwdWeight { d_weight, offset, d_out, x, rstd, rows, width });
             }
+            backend.rms_norm_bwd(RmsNormBwd { d_x, d_out, x, rstd, weight, rows, width, form });
         }
     }
 }

@@ -112,10 +112,13 @@ impl Lora {
         if all_ours {
             // What was there before may also come in terms.
             let len = case.inputs[1].len();
-            let (d_x, terms) = (At(r.sum(2, len, 0)), At(r.tape.acc(&vec![START / 2.0; 2 * len])));
+            let (d_x, terms) = (At(r.sum(2, len, 0)), At(r.tape.compute(&vec![START / 2.0; 2 * len])));
             let d_params = At(r.tape.acc(&vec![0.0; case.inputs[2].len()]));
             let summed = [d_params, d_x, terms, Int(2), Long(len), Int(0)];
             to.push((summed, [Null, Null, Null, Int(0)]));
+            // And the sum may be wanted in the compute dtype alone.
+            let rounded = At(r.tape.compute(&vec![FILL; len]));
+            to.push((summed, [rounded, Null, Null, Int(0)]));
             let in_vectors = [rank, stride].into_iter().chain(sites.iter().flat_map(|site| [site.a, site.b]));
             if input.is_multiple_of(256) && in_vectors.into_iter().all(|n| n.is_multiple_of(4)) {
                 // Of an attention's output, of heads of 128.

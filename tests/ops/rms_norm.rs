@@ -84,11 +84,20 @@ impl Operation for RmsNorm {
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
         let &Self { rows, width, form, .. } = self;
         let rstd = device::forward(b, self, given.inputs, 0.0).remove(1);
-        let [x, rstd, d_out] = [&given.inputs[0], &rstd, &given.d_outputs[0]].map(|x| device::acc(b, x));
+        let [x, rstd, mut d_out] = [&given.inputs[0], &rstd, &given.d_outputs[0]].map(|x| device::acc(b, x));
         let weight = device::weight(b, &given.inputs[1]);
         let (mut d_x, mut d_weight) = (device::acc(b, &given.start[0]), device::inside(b, &given.start[1]));
-        let (d_out, x, rstd) = (&d_out, &x, &rstd);
-        b.rms_norm_bwd(ops::RmsNormBwd { d_x: &mut d_x, d_out, x, rstd, weight: &weight, rows, width, form });
+        let (d_out, x, rstd) = (&mut d_out, &x, &rstd);
+        b.rms_norm_bwd(ops::RmsNormBwd {
+            d_x: &mut d_x,
+            d_out: &mut *d_out,
+            x,
+            rstd,
+            weight: &weight,
+            rows,
+            width,
+            form,
+        });
         // Rounded at once, or later.
         let [at_once, later] = [(); 2].map(|()| {
             let mut rounded = device::compute(b, &vec![0.0; rows * width]);
@@ -207,6 +216,11 @@ impl Operation for RmsNormCompute {
         r.in_place(2, d_x, Role::Compute);
         let args = [At(d_x), x, rstd, weight, dims[0], dims[1], form];
         r.run_norm("rms_norm_compute_bwd", n, width, &args);
+        // The same of rows that are not rounded, added to nothing.
+        let (sum, wide, d_out) = (r.tape.acc(&vec![0.0; n * width]), r.tape.acc(&case.inputs[0]), &case.d_outputs[0]);
+        r.in_place(2, sum, Role::Acc);
+        let args = [At(sum), Null, At(r.tape.compute(d_out)), At(wide), rstd, weight, dims[0], dims[1], form];
+        r.run_norm("rms_norm_bwd_rounded", n, width, &args);
         true
     }
 
@@ -253,8 +267,8 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
         Refusal {
             says: "rms_norm_bwd: the weight's length is 4, must be 3",
             call: |b| {
-                let ([mut d_x, d_out, x, rstd], [], [weight]) = device::buffers(b, [6, 6, 6, 2], [], [4]);
-                let (d_x, d_out, x, rstd, weight) = (&mut d_x, &d_out, &x, &rstd, &weight);
+                let ([mut d_x, mut d_out, x, rstd], [], [weight]) = device::buffers(b, [6, 6, 6, 2], [], [4]);
+                let (d_x, d_out, x, rstd, weight) = (&mut d_x, &mut d_out, &x, &rstd, &weight);
                 let form = RmsWeight::Rounded;
                 b.rms_norm_bwd(ops::RmsNormBwd { d_x, d_out, x, rstd, weight, rows: 2, width: 3, form });
             },

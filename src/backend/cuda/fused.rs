@@ -37,6 +37,8 @@ impl Deferred for ResidualSum {
 
 /// The gradient through an RMS norm, added to `d_x [rows, width]`, which may be rounded then.
 pub struct RmsNormGradient {
+    /// Which of the kernels.
+    pub kernel: &'static str,
     /// `[rows, width]` of the accumulation dtype, added to.
     pub d_x: DevicePtr,
     /// Number of rows.
@@ -53,7 +55,7 @@ impl RmsNormGradient {
         let name = RmsNormBwd::<Cuda>::NAME;
         let rounded = rounded.map_or(Arg::null(Param::Compute), compute_ptr);
         let args = [&[acc_ptr(self.d_x), rounded], &self.rest[..]].concat();
-        cx.launch(name, Kernel::new("rms_norm", name), LaunchDims::norm(self.rows, self.width), &args);
+        cx.launch(name, Kernel::new("rms_norm", self.kernel), LaunchDims::norm(self.rows, self.width), &args);
     }
 }
 

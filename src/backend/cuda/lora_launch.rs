@@ -254,11 +254,12 @@ impl Group<'_> {
         let tiles = [table(rows.all_tiles), table(rows.tiles.0), int(rows.tiles.1)];
         let runs = [table(rows.by_run.0), int(rows.by_run.1)];
         let sums_to = [d_params, d_x.map(|d_x| d_x.d_x)].map(|d| d.unwrap_or(Arg::null(Param::Acc)));
-        let none = Terms { at: Arg::null(Param::Acc), count: 0, len: 0, adds: true };
+        let none = Terms { at: Arg::null(Param::Compute), count: 0, len: 0, adds: true };
         let Terms { at, count, len, adds } = d_x.and_then(|d_x| d_x.terms).unwrap_or(none);
         let (null, no_sums) = (Arg::null(Param::Compute), [Arg::null(Param::Acc), int(0)]);
         let (made, sums) = match d_x.and_then(|d_x| d_x.made) {
             None => ([null; 4], no_sums),
+            Some(OfGradient::Rounded(out)) => ([out, null, null, null], no_sums),
             Some(OfGradient::Gate(gate)) => (gate, no_sums),
             Some(OfGradient::Heads { rounded, z, delta, head_dim }) => {
                 ([rounded, null, z, null], [delta, int(head_dim)])
@@ -294,6 +295,8 @@ pub struct InputGradient {
 /// What is made of the gradient of an input where its last summand is added.
 #[derive(Clone, Copy)]
 pub enum OfGradient {
+    /// `[N, input]`, rounded, which may lie where the gradient does.
+    Rounded(Arg),
     /// `d_gate`, `d_up`, `gate` and `up` `[N, input]` of an input that is SiLU(gate) * up.
     Gate([Arg; 4]),
     /// Of attention's output what its backward begins with.
@@ -312,7 +315,7 @@ pub enum OfGradient {
 /// Terms of the gradient of an input.
 #[derive(Clone, Copy)]
 pub struct Terms {
-    /// `[count, len]` of the accumulation dtype.
+    /// `[count, len]` of the compute dtype.
     pub at: Arg,
     /// Number of terms.
     pub count: usize,
@@ -373,7 +376,7 @@ pub fn makes_input_gradient(loras: &[Lora], len: usize, made: OfGradient) -> boo
     let one_launch = groups(loras).count() == 1 && adds_terms(loras);
     let fits = |Common { rows, input, in_vectors, .. }: &Common| {
         let whole = match made {
-            OfGradient::Gate(_) => true,
+            OfGradient::Rounded(_) | OfGradient::Gate(_) => true,
             OfGradient::Heads { head_dim, .. } => *in_vectors && AttentionBwd::<Cuda>::sums_heads(head_dim, *input),
         };
         whole && rows.count * input == len

@@ -100,6 +100,14 @@ impl Projections {
         self.shared == Shared::InputGradient(Some(d_x)) && lora_launch::makes_input_gradient(&self.loras, len, made)
     }
 
+    /// Whether this is the gradient `[len]` of the input of several projections, which one launch adds up of terms that do not lie
+    /// there; `size` is that of an element of the compute dtype in bytes.
+    pub fn makes_rounded_gradient(&self, d_x: DevicePtr, len: usize, size: usize) -> bool {
+        let sets = self.products.first().is_some_and(|(_, first)| !first.shape.accumulate);
+        let apart = self.products.len() > 1 && apart(&self.products, d_x, size).is_some();
+        sets && apart && self.makes_input_gradient(d_x, len, OfGradient::Rounded(compute_ptr(d_x)))
+    }
+
     /// Puts all on the list, with what is made of the input's gradient.
     pub fn launch(self, cx: &mut Context, made: Option<OfGradient>) {
         let Self { shared, mut products, loras, rotations } = self;
@@ -111,7 +119,8 @@ impl Projections {
             }
             Shared::InputGradient(None) => lora_launch::backward(cx, op, &loras, None),
             Shared::InputGradient(Some(d_x)) => {
-                let terms = if lora_launch::adds_terms(&loras) { terms(cx, &mut products) } else { None };
+                let spare = made.map(|_| d_x);
+                let terms = if lora_launch::adds_terms(&loras) { terms(cx, &mut products, spare) } else { None };
                 put(cx, &products);
                 lora_launch::backward(cx, op, &loras, Some(InputGradient { d_x: acc_ptr(d_x), terms, made }));
             }
@@ -139,24 +148,31 @@ fn put(cx: &mut Context, products: &[(&'static str, Gemm)]) {
     }
 }
 
-/// Lets products that can be one set terms of the gradient to which they would add one after another. None if they cannot.
-fn terms(cx: &mut Context, products: &mut [(&'static str, Gemm)]) -> Option<Terms> {
-    let (&(_, first), count) = (products.first()?, products.len());
-    let len = first.shape.m * first.shape.n;
-    if count < 2 {
-        return None;
-    }
-    let at = cx.scratch("terms of the input's gradient", count * len * size_of::<f32>())?;
-    let term = |i: usize, gemm: Gemm| {
-        let operands = Operands { d: at.add(i * len * size_of::<f32>()), ..gemm.operands };
-        Gemm::new(GemmShape { accumulate: false, ..gemm.shape }, operands)
+/// Products of one size as terms of what they would be added to one after another, in the compute dtype, from `at` on. None if they
+/// cannot be one.
+fn apart(products: &[(&'static str, Gemm)], at: DevicePtr, size: usize) -> Option<Vec<(&'static str, Gemm)>> {
+    let term = |(i, &(op, gemm)): (usize, &(&'static str, Gemm))| {
+        let GemmShape { m, n, .. } = gemm.shape;
+        let operands = Operands { d: at.add(i * m * n * size), ..gemm.operands };
+        (op, Gemm::new(GemmShape { accumulate: false, acc_out: false, ..gemm.shape }, operands))
     };
-    let apart: Vec<_> = products.iter().enumerate().map(|(i, &(op, gemm))| (op, term(i, gemm))).collect();
-    let size = cx.dtype.size();
-    let one = apart[1..].iter().try_fold(apart[0].1, |all, (_, next)| all.joined(next, size));
-    one?;
-    products.copy_from_slice(&apart);
-    Some(Terms { at: acc_ptr(at), count, len, adds: first.shape.accumulate })
+    let terms: Vec<_> = products.iter().enumerate().map(term).collect();
+    let one = terms[1..].iter().try_fold(terms[0].1, |all, (_, next)| all.joined(next, size));
+    one.map(|_| terms)
+}
+
+/// Lets products that can be one set terms of the gradient to which they would add one after another; a single one where the gradient
+/// itself is left nowhere, whose memory is spare. None if they cannot.
+fn terms(cx: &mut Context, products: &mut [(&'static str, Gemm)], spare: Option<DevicePtr>) -> Option<Terms> {
+    let (&(_, first), count, size) = (products.first()?, products.len(), cx.dtype.size());
+    let (len, adds) = (first.shape.m * first.shape.n, first.shape.accumulate);
+    let at = match (count, spare) {
+        (1, Some(spare)) if !adds => spare,
+        (1, _) => return None,
+        _ => cx.scratch("terms of the input's gradient", count * len * size)?,
+    };
+    products.copy_from_slice(&apart(products, at, size)?);
+    Some(Terms { at: compute_ptr(at), count, len, adds })
 }
 
 impl Deferred for Projections {

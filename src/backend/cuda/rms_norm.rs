@@ -2,7 +2,9 @@
 
 use super::Cuda;
 use super::fused::{ResidualSum, RmsNormGradient};
-use super::launch::{Kernel, LaunchDims, acc, acc_at, compute, float, int};
+use super::launch::{Kernel, LaunchDims, acc, acc_at, compute, compute_ptr, float, int};
+use super::lora_launch::OfGradient;
+use super::projections::Projections;
 use crate::arch::RmsWeight;
 use crate::backend::ops::{
     Op, RmsNormBwd, RmsNormBwdWeight, RmsNormComputeBwd, RmsNormComputeBwdWeight, RmsNormComputeFwd, RmsNormFwd,
@@ -41,13 +43,21 @@ impl RmsNormOps for Cuda {
         self.cx.launch(name, Kernel::new(FILE, name), dims, &args);
     }
 
-    /// The next operation may round the gradient in the same kernel.
+    /// What projections just before add up is rounded by their kernel, where all is added there. The next operation may round the
+    /// gradient in the same kernel.
     fn rms_norm_bwd(&mut self, op: RmsNormBwd<'_, Self>) {
         self.begin(&op);
         let RmsNormBwd { d_x, rows, width, .. } = op;
-        let inputs = [acc(op.d_out), acc(op.x), acc(op.rstd), compute(op.weight)];
+        let (from, len, size) = (op.d_out.ptr(0), rows * width, self.cx.dtype.size());
+        let made = |group: &Projections| group.makes_rounded_gradient(from, len, size);
+        let rounded = OfGradient::Rounded(compute_ptr(from));
+        let (kernel, d_out) = match self.cx.fuse(made, |group, cx| group.launch(cx, Some(rounded))) {
+            true => ("rms_norm_bwd_rounded", compute_ptr(from)),
+            false => ("rms_norm_bwd", acc(op.d_out)),
+        };
+        let inputs = [d_out, acc(op.x), acc(op.rstd), compute(op.weight)];
         let rest = [&inputs[..], &[int(rows), int(width), int(form(op.form))]].concat();
-        let work = RmsNormGradient { d_x: d_x.ptr(0), rows, width, rest };
+        let work = RmsNormGradient { kernel, d_x: d_x.ptr(0), rows, width, rest };
         self.cx.defer(RmsNormBwd::<Self>::NAME, &[&[acc(d_x)], &inputs[..]].concat(), work);
     }
 

@@ -38,7 +38,7 @@ impl<B: Buffers + ?Sized> Op for GatedFwd<'_, B> {
 }
 
 /// `d_gate [len] =`, `d_up [len] =` from `d_act [len]`, of which nobody else has need: a device may make all three at once, and
-/// leave `d_act` as it was before what was last added to it.
+/// leave anything in `d_act`.
 pub struct GatedBwd<'a, B: Buffers + ?Sized> {
     /// `[len]`, set.
     pub d_gate: &'a mut B::Compute,

@@ -153,8 +153,8 @@ impl<B: Buffers + ?Sized> Op for AttentionFwd<'_, B> {
     }
 }
 
-/// `d_q [N, H, D] =`, `d_k [N, K, D] =`, `d_v [N, K, D] =` from `d_z [N, H, D]`, of which nobody else has need: a device may leave it
-/// as it was before what was last added to it. A key's gradient collects from its own segment and then from its descendants in
+/// `d_q [N, H, D] =`, `d_k [N, K, D] =`, `d_v [N, K, D] =` from `d_z [N, H, D]`, of which nobody else has need: a device may leave
+/// anything there. A key's gradient collects from its own segment and then from its descendants in
 /// ascending order. No pack with cached ancestors has a backward.
 pub struct AttentionBwd<'a, B: Buffers + ?Sized> {
     /// `[N, H, D]`, set.

@@ -73,7 +73,8 @@ impl<B: Buffers + ?Sized> Op for LinearFwd<'_, B> {
     }
 }
 
-/// `d_x [N, input] = d_out [N, output] weight`, or `+=` if `accumulate`.
+/// `d_x [N, input] = d_out [N, output] weight`, or `+=` if `accumulate`. Where a LoRA's gradient is added to `d_x` next, a device may round
+/// the product to the compute dtype before both are added up in the accumulation dtype: the CUDA backend does.
 pub struct LinearBwdInput<'a, B: Buffers + ?Sized> {
     /// `[N, input]`, set, or added to if `accumulate`.
     pub d_x: &'a mut B::Acc,

@@ -7,7 +7,7 @@
 //! queries, or every single one, whose rows are then heads, by `rms_norm_compute_fwd` and its like.
 
 use super::check::{need, needs, same};
-use super::{Op, Work, operations};
+use super::{Op, Projected, Work, operations};
 use crate::arch::RmsWeight;
 use crate::backend::{Buffers, Len};
 
@@ -49,8 +49,8 @@ impl<B: Buffers + ?Sized> Op for RmsNormFwd<'_, B> {
 pub struct RmsNormBwd<'a, B: Buffers + ?Sized> {
     /// `[N, C]`, added to.
     pub d_x: &'a mut B::Acc,
-    /// `[N, C]`.
-    pub d_out: &'a B::Acc,
+    /// `[N, C]`, consumed: nobody else has need of it, and a device may leave anything there.
+    pub d_out: &'a mut B::Acc,
     /// `[N, C]`, of the forward.
     pub x: &'a B::Acc,
     /// `[N]`, of the forward.
@@ -77,6 +77,10 @@ impl<B: Buffers + ?Sized> Op for RmsNormBwd<'_, B> {
 
     fn work(&self) -> Work {
         Work::moved(self.rows * (4 * self.width + 1), 0, self.width)
+    }
+
+    fn projected(&self) -> Option<Projected> {
+        Some(Projected::NormGradient { len: self.rows * self.width })
     }
 }
 

@@ -295,7 +295,7 @@ impl Operation for Attention {
         let args = [&[d_q], &saved[..], &queries, &positions, &sizes, &[angles]].concat();
         r.tape.launch("attention_bwd_dq", [heads, blocks * parts, 1], 32 * warps, shared, &args);
         let sums = At(r.tape.acc(&vec![FILL; count * kv_heads * 2 * tables::TILE * r.build.head_dim]));
-        let tickets = At(r.tape.ints(&vec![0; 4 * count * parts * kv_heads]));
+        let tickets = At(r.tape.tickets(4 * count * parts * kv_heads));
         let args = [&[d_k, d_v], &saved[..], &keys, &positions, &[Int(n), sums, tickets, Int(most)], &sizes, &[angles]]
             .concat();
         r.tape.launch("attention_bwd_dkv", [kv_heads, count * parts, 1], 32 * warps, shared, &args);

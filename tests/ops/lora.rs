@@ -185,7 +185,7 @@ fn narrow(
     let shares = depth.div_ceil(128).max(1);
     let splits = shares.div_ceil(shares.div_ceil(32));
     let parts = At(r.tape.acc(&vec![FILL; splits * loras * rows * rank]));
-    let tickets = At(r.tape.ints(&vec![0; tiles * loras * rank.div_ceil(32)]));
+    let tickets = At(r.tape.tickets(tiles * loras * rank.div_ceil(32)));
     ([parts, tickets, Long(rows * rank)], [tiles, loras * rank.div_ceil(32), splits])
 }
 

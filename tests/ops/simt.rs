@@ -30,7 +30,7 @@ pub struct Subject {
 
 /// What is wrong with the results of a run, if anything.
 fn compare(tape: &Tape, outputs: &[(usize, Output)], wanted: &[Expected], run: &[Vec<u8>]) -> Vec<String> {
-    let mut wrong = Vec::new();
+    let mut wrong: Vec<String> = tape.leaves_tickets(run).then(|| "tickets are left".to_string()).into_iter().collect();
     for (case, output) in outputs {
         let wanted = &wanted[*case];
         let Output { result, buffer, role, skip, start, head } = output;

@@ -27,12 +27,13 @@ pub enum Arg {
 pub struct Tape {
     pub dtype: Dtype,
     buffers: Vec<Vec<u8>>,
+    tickets: Vec<Buffer>,
     launches: Vec<Vec<u8>>,
 }
 
 impl Tape {
     pub fn new(dtype: Dtype) -> Self {
-        Self { dtype, buffers: Vec::new(), launches: Vec::new() }
+        Self { dtype, buffers: Vec::new(), tickets: Vec::new(), launches: Vec::new() }
     }
 
     fn push(&mut self, bytes: Vec<u8>) -> Buffer {
@@ -53,6 +54,18 @@ impl Tape {
 
     pub fn ints(&mut self, values: &[i32]) -> Buffer {
         self.push(values.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+
+    /// So many tickets of blocks that meet, which every launch leaves as they were: 0.
+    pub fn tickets(&mut self, count: usize) -> Buffer {
+        let tickets = self.ints(&vec![0; count]);
+        self.tickets.push(tickets);
+        tickets
+    }
+
+    /// Whether a run left tickets that are not 0.
+    pub fn leaves_tickets(&self, buffers: &[Vec<u8>]) -> bool {
+        self.tickets.iter().any(|tickets| buffers[tickets.0].iter().any(|&byte| byte != 0))
     }
 
     pub fn longs(&mut self, values: &[u64]) -> Buffer {

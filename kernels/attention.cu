@@ -42,9 +42,10 @@
 //   dynamic shared memory, in rows of HEAD_DIM + 16 bytes: fwd 16 * WARPS + 4 * FWD_STEP, fwd_128 32 * WARPS + 4 * FWD_STEP;
 //   dq, dkv 32 * WARPS + 4 * BWD_STEP
 //   delta ceil(N H / 8) x 256; pattern (M, H) x 128; result (M, H) x 256
-// dkv with part_rows > 0 has (K, parts * 64 / (16 * WARPS)) blocks, which share what keys collect from many rows and heads (part_at):
-// the last one of a block of keys adds up what all of them have left in `parts`, in order. `parts` has 2 * 16 * WARPS * HEAD_DIM
-// floats, and `tickets` 2 ints, of wide heads in f32 4, zero before and after, for each block of the grid that has such a part.
+// dkv with part_rows > 0 has (K, parts * 64 / (16 * WARPS)) blocks, which share what keys collect from many rows and heads (part_at).
+// Their sums are added up in pairs, pairs of pairs and so on, of neighbours: both leave their own in `parts`, and who comes second goes
+// on with both, of which the sum has the same bits whoever it is. `parts` has 2 * 16 * WARPS * HEAD_DIM floats, and `tickets` 2 ints,
+// of wide heads in f32 4, zero before and after, for each block of the grid that has such a part.
 // q, k, v, d_z_real and the cache start at multiples of 16 bytes.
 //
 // Determinism: everything has one writer and a fixed order. Keys are taken in tiles at fixed positions, and a masked key
@@ -62,7 +63,7 @@ struct Forward {
     const int *block_rows, *list_starts, *tile_lists, *tiles, *positions, *lasts;
     int heads, kv_heads, width, window, ahead, alibi;
     float scale, cap;
-    int second;
+    int second, more;
 };
 
 // The forward of a block whose warps have 16 rows for each of `fragments`; tile lists are those of blocks of LIST_ROWS rows.
@@ -71,7 +72,7 @@ DEV void forward(unsigned char* memory, const Forward& in) {
     constexpr int WARP_ROWS = 16 * fragments, ROWS = WARP_ROWS * WARPS, BUFFER = 2 * FWD_STEP * STRIDE;
     real* queries = reinterpret_cast<real*>(memory);
     real* buffers = queries + ROWS * STRIDE;
-    int rows = rows_of_block(in.second), block = rows / (LIST_ROWS / ROWS), first = rows % (LIST_ROWS / ROWS) * ROWS;
+    int rows = rows_of_block(in.second, in.more), block = rows / (LIST_ROWS / ROWS), first = rows % (LIST_ROWS / ROWS) * ROWS;
     int head = blockIdx.x, group = head / (in.heads / in.kv_heads), t = threadIdx.x % 4, warp = threadIdx.x / 32;
     int warp_row = first + warp * WARP_ROWS, end = in.list_starts[block + 1], width = in.width;
     i64 pitch = (i64)in.kv_heads * width, q_pitch = (i64)in.heads * width;
@@ -164,11 +165,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                   const int* __restrict__ block_rows, const int* __restrict__ list_starts,
                   const int* __restrict__ tile_lists, const int* __restrict__ tiles, const int* __restrict__ positions,
                   const int* __restrict__ lasts, int heads, int kv_heads, int width, float scale, int window, int ahead,
-                  int alibi, float cap, int second) {
+                  int alibi, float cap, int second, int more) {
     begin_kernel();
     DYNAMIC_SHARED(memory);
     forward<1, TILE>(memory, {z, lse, q, k, v, cached_k, cached_v, block_rows, list_starts, tile_lists, tiles, positions,
-                              lasts, heads, kv_heads, width, window, ahead, alibi, scale, cap, second});
+                              lasts, heads, kv_heads, width, window, ahead, alibi, scale, cap, second, more});
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
@@ -177,13 +178,13 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                       const int* __restrict__ block_rows, const int* __restrict__ list_starts,
                       const int* __restrict__ tile_lists, const int* __restrict__ tiles, const int* __restrict__ positions,
                       const int* __restrict__ lasts, int heads, int kv_heads, int width, float scale, int window, int ahead,
-                      int alibi, float cap, int second) {
+                      int alibi, float cap, int second, int more) {
     begin_kernel();
     DYNAMIC_SHARED(memory);
     if constexpr (ROWS_128)
         forward<2, 2 * TILE>(memory, {z, lse, q, k, v, cached_k, cached_v, block_rows, list_starts, tile_lists, tiles,
                                       positions, lasts, heads, kv_heads, width, window, ahead, alibi, scale, cap,
-                                      second});
+                                      second, more});
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -218,14 +219,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                      const real* __restrict__ v, const int* __restrict__ block_rows, const int* __restrict__ list_starts,
                      const int* __restrict__ tile_lists, const int* __restrict__ tiles,
                      const int* __restrict__ positions, const int* __restrict__ lasts, int heads, int kv_heads,
-                     int width, float scale, int window, int ahead, int alibi, float cap, int second,
+                     int width, float scale, int window, int ahead, int alibi, float cap, int second, int more,
                      const float* __restrict__ cos_sin) {
     begin_kernel();
     DYNAMIC_SHARED(memory);
     real *queries = reinterpret_cast<real*>(memory), *gradients = queries + BLOCK_ROWS * STRIDE;
     real* buffers = gradients + BLOCK_ROWS * STRIDE;
     constexpr int BUFFER = 2 * BWD_STEP * STRIDE;
-    int at = rows_of_block(second), block = at / (TILE / BLOCK_ROWS), first = at % (TILE / BLOCK_ROWS) * BLOCK_ROWS;
+    int at = rows_of_block(second, more), block = at / (TILE / BLOCK_ROWS), first = at % (TILE / BLOCK_ROWS) * BLOCK_ROWS;
     int head = blockIdx.x, group = head / (heads / kv_heads), warp = threadIdx.x / 32;
     int warp_row = first + warp * 16, end = list_starts[block + 1];
     i64 pitch = (i64)kv_heads * width;
@@ -416,14 +417,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, DKV_BLOCKS)
                       const int* __restrict__ order, const int* __restrict__ begins, const int* __restrict__ ends,
                       const int* __restrict__ positions, const int* __restrict__ lasts, int rows,
                       float* __restrict__ parts, int* __restrict__ tickets, int part_rows, int heads, int kv_heads,
-                      int width, float scale, int window, int ahead, int alibi, float cap, int second,
+                      int width, float scale, int window, int ahead, int alibi, float cap, int second, int more,
                       const float* __restrict__ cos_sin) {
     begin_kernel();
     constexpr int OF_TILE = TILE / BLOCK_ROWS, THREADS = 32 * WARPS;
     DYNAMIC_SHARED(memory);
     real *keys = reinterpret_cast<real*>(memory), *values = keys + BLOCK_ROWS * STRIDE;
     real* buffers = values + BLOCK_ROWS * STRIDE;
-    int at = rows_of_block(second), begin = rows, end = 0;
+    int at = rows_of_block(second, more), begin = rows, end = 0;
     Part part = part_at(at / OF_TILE, key_blocks, (rows + TILE - 1) / TILE, heads / kv_heads, part_rows);
     int first = key_blocks[2 * part.block] * TILE + at % OF_TILE * BLOCK_ROWS;
     if (part.count == 0 || first >= rows) return;
@@ -447,34 +448,37 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, DKV_BLOCKS)
         store_rows(to + offset, sums, tile + own * STRIDE, scales, pitch, width, from,
                    [&](int r) { return first + own + r < rows ? order[first + own + r] : NO_ROW; }, back);
     };
-    // Stores sums; of several parts, the last one to come stores those of all, added up in order.
+    // Stores sums; of several parts, the block that comes second to a pair goes on with those of both, and the last one stores.
     auto finish = [&](real* to, int which, float(&sums)[1][COLUMNS / 8][4], real* tile, float scale, int from) {
-        int count = note[1];
-        if (count > 1) {
-            i64 block = (i64)note[2] * kv_heads + blockIdx.x, next = OF_TILE * kv_heads * 2 * PARTS * THREADS;
-            float4* kept = reinterpret_cast<float4*>(parts) + ((block * 2 + which) * PARTS + from / 8) * THREADS + threadIdx.x;
+        int block = note[2] * kv_heads + blockIdx.x, next = OF_TILE * kv_heads;
+        int& is_second = reinterpret_cast<int*>(beside(values, 0))[0];
+        for (int span = 1; span < note[1]; span *= 2) {
+            int left = note[0] & -2 * span, right = left + span, own = note[0] & -span;
+            if (right >= note[1]) continue;
+            auto sums_of = [&](int part) {
+                int at = ((block + part * next) * 2 + which) * PARTS + from / 8;
+                return reinterpret_cast<float4*>(parts) + at * THREADS + threadIdx.x;
+            };
+            float4* kept = sums_of(own);
 #pragma unroll
             for (int n = 0; n < COLUMNS / 8; n++)
-                kept[note[0] * next + n * THREADS] = make_float4(sums[0][n][0], sums[0][n][1], sums[0][n][2], sums[0][n][3]);
+                kept[n * THREADS] = make_float4(sums[0][n][0], sums[0][n][1], sums[0][n][2], sums[0][n][3]);
             __threadfence();
             __syncthreads();
-            int* ticket = tickets + (block * 2 + which) * (HEAD_DIM / COLUMNS) + from / COLUMNS;
-            int& is_last = reinterpret_cast<int*>(beside(values, 0))[0];
+            int* ticket = tickets + ((block + right * next) * 2 + which) * (HEAD_DIM / COLUMNS) + from / COLUMNS;
             if (threadIdx.x == 0) {
-                is_last = atomicAdd(ticket, 1) == count - 1;
-                if (is_last) *ticket = 0;
+                is_second = atomicAdd(ticket, 1);
+                if (is_second) *ticket = 0;
             }
             __syncthreads();
-            if (!is_last) return;
+            if (!is_second) return;
             __threadfence();
+            const float4* others = sums_of(left + right - own);
 #pragma unroll
-            for (int n = 0; n < COLUMNS / 8; n++) sums[0][n][0] = sums[0][n][1] = sums[0][n][2] = sums[0][n][3] = 0.0f;
-            for (int one = 0; one < count; one++)
-#pragma unroll
-                for (int n = 0; n < COLUMNS / 8; n++) {
-                    float4 x = load_fresh(kept + one * next + n * THREADS);
-                    sums[0][n][0] += x.x, sums[0][n][1] += x.y, sums[0][n][2] += x.z, sums[0][n][3] += x.w;
-                }
+            for (int n = 0; n < COLUMNS / 8; n++) {
+                float4 x = load_fresh(others + n * THREADS);
+                sums[0][n][0] += x.x, sums[0][n][1] += x.y, sums[0][n][2] += x.z, sums[0][n][3] += x.w;
+            }
         }
         store(to, sums, tile, scale, from, {which ? nullptr : cos_sin, positions});
     };

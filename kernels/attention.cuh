@@ -11,10 +11,12 @@ constexpr int PARTS = HEAD_DIM / 8;                        // C fragments of a r
 [[maybe_unused]] constexpr bool ROWS_128 = sizeof(real) == 2 && 128 % HEAD_DIM == 0 && !SOFTCAP;
 [[maybe_unused]] constexpr int NO_ROW = -0x7fffffff - 1, DKV_BLOCKS = STRIDE * (int)sizeof(real) <= 144 ? 3 : 1;  // a multiprocessor
 
-// Which rows a block works on, in the order of the tables. Blocks start in order, one on each multiprocessor and then, from
-// rows `second` on, a second one: of those, that with the least work comes beside that with the most.
-DEV int rows_of_block(int second) {
-    int at = blockIdx.y, third = min(2 * second, (int)gridDim.y);
+// Which rows a block works on, in the order of the tables. Blocks start in order, one on each multiprocessor, those of `second` rows and
+// of `more` heads of the next, and then a second one: of those of a head, that with the least work comes beside that with the most.
+DEV int rows_of_block(int second, int more) {
+    int at = blockIdx.y, head = blockIdx.x, heads = gridDim.x;
+    int third = min(2 * second + (head < 2 * more) + (head + heads < 2 * more), (int)gridDim.y);
+    second += head < more;
     return at >= second && at < third ? second + third - 1 - at : at;
 }
 

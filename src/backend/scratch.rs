@@ -26,11 +26,10 @@ const TICKETS: usize = 1024;
 pub const NORM_PARTS: usize = 64;
 /// Fields of a run's step.
 pub const STEP_FIELDS: usize = 12;
-/// Fewest rows and heads of a part of the work of a block of keys: what it leaves of its sums is written and read again, which takes
-/// as long as some steps of 32 rows.
-pub const MIN_PART_ROWS: usize = 1024;
-/// Most parts that leave sums, of all heads: five for each multiprocessor of a large device.
-const MOST_SHARED: usize = 5 * 132;
+/// Fewest rows and heads of a part of the work of a block of keys (`cuda/balance.rs`).
+pub const MIN_PART_ROWS: usize = 256;
+/// Most parts that share a block, of all heads: five for each multiprocessor of a large device.
+pub const MOST_SHARED: usize = 5 * 132;
 
 /// Bytes of the block that serves a request.
 pub fn block_size(bytes: usize) -> usize {
@@ -64,33 +63,24 @@ pub fn split_k_bytes(rows: usize, rank: usize, width: usize) -> Option<[usize; 2
     (rank > 0 && splits > 1).then(|| [parts, lora_tickets(rows, rank) * size_of::<i32>()])
 }
 
-/// Most parts of the work on keys that leave sums, of all heads, in a pass of so many rows.
+/// Most parts of the work on keys that share a block, of all heads, in a pass of so many rows.
 pub fn most_shared(rows: usize, heads: usize) -> usize {
     if rows * heads <= MIN_PART_ROWS {
         return 0;
     }
-    // A part is longer than half of what it may be, and that is longer than two fifths of what a multiprocessor has to do.
+    // A part is longer than half of what it may be.
     let all = rows * rows.div_ceil(BLOCK_ROWS) * heads;
     (2 * all / MIN_PART_ROWS).min(MOST_SHARED)
 }
 
-/// Bytes of the sums that a part of the work on 64 keys leaves: gradients of keys and values.
-pub fn part_bytes(head_dim: usize) -> usize {
-    2 * BLOCK_ROWS * head_dim * size_of::<f32>()
-}
-
-/// Number of tickets for so many parts; few sizes, so that they seldom move. A part of 64 keys may be four blocks, with two tickets for
-/// each of two gradients.
-pub fn part_tickets(parts: usize) -> usize {
-    (16 * parts).next_power_of_two().max(TICKETS)
-}
-
-/// Most bytes of the sums that parts leave, and of their tickets, in a pass of so many rows with so many heads of some width. None
-/// where there are no parts.
+/// Most bytes of the sums that parts leave, gradients of 64 keys and of their values each, and of their tickets, in a pass of so many
+/// rows with so many heads of some width. None where there are no parts.
 pub fn key_parts_bytes(rows: usize, [heads, head_dim]: [usize; 2]) -> Option<[usize; 2]> {
     let parts = most_shared(rows, heads);
-    let bytes = [parts * part_bytes(head_dim.next_multiple_of(16)), part_tickets(parts) * size_of::<i32>()];
-    (parts > 0).then_some(bytes)
+    let sums = parts * 2 * BLOCK_ROWS * head_dim.next_multiple_of(16) * size_of::<f32>();
+    // A part of 64 keys may be four blocks, with two tickets for each of two gradients.
+    let tickets = (16 * parts).next_power_of_two().max(TICKETS);
+    (parts > 0).then(|| [sums, tickets * size_of::<i32>()])
 }
 
 /// Logits of the largest chunk.
@@ -153,7 +143,7 @@ mod tests {
         };
         let tables = 2 * 2 * 4 * (13 * 512 + 3 * 64 + 10 * 130 + 128 + 16 + 32 * 72);
         let [lora, tickets] = [3 * 32 * 512 * 16 * 4, 2048 * 4];
-        let [parts, part_tickets] = [256 * (64 << 10), 4096 * 4];
+        let [parts, part_tickets] = [660 * (64 << 10), 16384 * 4];
         let (logits, rounded) = (512 * 32000, 512 * 4096 * 2);
         let of_backward = [4 * logits, 2 * logits, rounded, 3 * 512 * 16 * 4, 3 * 512 * 4096 * 2, 64 * 4, 12 * 4];
         let blocks = [&[32 << 20, tables, lora, tickets, parts, part_tickets], &of_backward[..]].concat();

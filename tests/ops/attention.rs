@@ -255,11 +255,13 @@ impl Operation for Attention {
         let keys = ints([forest.key_blocks.concat(), forest.order, forest.begins, forest.ends]);
         let positions = [list(pack.positions()), forest.lasts].map(|list| At(r.tape.ints(&list)));
         let [behind, ahead] = self.reach().map(Int);
-        let (alibi, second) = (Int(dims.alibi_base()), Int(2));
-        let sizes = [Int(heads), Int(kv_heads), Int(head_dim), Float(scale), behind, ahead, alibi, self.cap(), second];
+        let alibi = Int(dims.alibi_base());
+        let sizes = [Int(heads), Int(kv_heads), Int(head_dim), Float(scale), behind, ahead, alibi, self.cap()];
+        // So few multiprocessors that some heads of the grid have a block more than others among the first ones.
+        let sizes_of = |grid| [&sizes[..], &[3 / grid, 3 % grid].map(Int)].concat();
         let z = At(r.output(0, n * heads * head_dim, Role::Compute));
         let lse = At(r.output(1, n * heads, Role::Acc));
-        let args = [&[z, lse, q, k, v, cached_k, cached_v], &queries[..], &positions, &sizes].concat();
+        let args = [&[z, lse, q, k, v, cached_k, cached_v], &queries[..], &positions, &sizes_of(heads)].concat();
         if r.build.hopper {
             let (blocks, queries) = (blocks.div_ceil(2), [queries[0], pairs[0], pairs[1], queries[3]]);
             let sizes = [Int(blocks), Int(heads), Int(kv_heads), Float(scale), behind, ahead, Int(dims.alibi_base())];
@@ -275,7 +277,8 @@ impl Operation for Attention {
             let again = [At(r.output(0, n * heads * head_dim, Role::Compute)), At(r.output(1, n * heads, Role::Acc))];
             let (blocks, [rows, _, _, tiles]) = (blocks.div_ceil(2), queries);
             let queries = [rows, pairs[0], pairs[1], tiles];
-            let args = [&again[..], &[q, k, v, cached_k, cached_v], &queries[..], &positions, &sizes].concat();
+            let args =
+                [&again[..], &[q, k, v, cached_k, cached_v], &queries[..], &positions, &sizes_of(heads)].concat();
             let shared = r.build.shared("attention_fwd_128", dtype);
             r.tape.launch("attention_fwd_128", [heads, blocks * parts, 1], 32 * warps, shared, &args);
         }
@@ -291,13 +294,13 @@ impl Operation for Attention {
         let saved: [Arg; 6] = [delta, d_z_rounded, lse, q, k, v];
         // Where heads may be rotated back: by no angle.
         let identity = [vec![1.0; head_dim / 2], vec![0.0; head_dim / 2]].concat().repeat(pack.longest());
-        let angles = if [64, 128].contains(&head_dim) { At(r.tape.acc(&identity)) } else { Null };
-        let args = [&[d_q], &saved[..], &queries, &positions, &sizes, &[angles]].concat();
+        let angles = [if [64, 128].contains(&head_dim) { At(r.tape.acc(&identity)) } else { Null }];
+        let args = [&[d_q], &saved[..], &queries, &positions, &sizes_of(heads), &angles].concat();
         r.tape.launch("attention_bwd_dq", [heads, blocks * parts, 1], 32 * warps, shared, &args);
         let sums = At(r.tape.acc(&vec![FILL; count * kv_heads * 2 * tables::TILE * r.build.head_dim]));
         let tickets = At(r.tape.tickets(4 * count * parts * kv_heads));
-        let args = [&[d_k, d_v], &saved[..], &keys, &positions, &[Int(n), sums, tickets, Int(most)], &sizes, &[angles]]
-            .concat();
+        let workspace = [Int(n), sums, tickets, Int(most)];
+        let args = [&[d_k, d_v], &saved[..], &keys, &positions, &workspace, &sizes_of(kv_heads), &angles].concat();
         r.tape.launch("attention_bwd_dkv", [kv_heads, count * parts, 1], 32 * warps, shared, &args);
         true
     }

@@ -1,7 +1,7 @@
 //! Attention over the forest.
 
 use super::Cuda;
-use super::balance::{Parts, pairs_are_worth_it, second_row};
+use super::balance::{Parts, pairs_are_worth_it};
 use super::forest;
 use super::fused::{AttentionGradients, Call, HeadGradients};
 use super::geometry::{blocks, blocks2};
@@ -16,7 +16,7 @@ use crate::backend::Len;
 use crate::backend::ops::{
     AttentionBwd, AttentionDims, AttentionFwd, AttentionOps, AttentionPattern, AttentionResult, Op,
 };
-use crate::backend::scratch::{BLOCK_ROWS, key_parts_bytes, part_bytes, part_tickets};
+use crate::backend::scratch::{BLOCK_ROWS, key_parts_bytes};
 
 const FILE: &str = "attention";
 /// The file of the forward for compute capability 9.0.
@@ -81,9 +81,10 @@ impl Cuda {
         Variant::new(heads(dims), self.cx.dtype.size())
     }
 
-    /// The argument that says which blocks of a grid of so many heads are a multiprocessor's second ones.
-    fn second(&self, heads: usize) -> Arg {
-        int(second_row(self.cx.device.multiprocessors(), heads))
+    /// The arguments that say which blocks of a grid of so many heads are the first ones of their multiprocessors.
+    fn first_blocks(&self, heads: usize) -> [Arg; 2] {
+        let multiprocessors = self.cx.device.multiprocessors();
+        [multiprocessors / heads, multiprocessors % heads].map(int)
     }
 
     /// A launch of so many blocks for each of `heads`, given their shared memory.
@@ -96,18 +97,14 @@ impl Cuda {
     /// The arguments that say what parts of the work on keys there are: where they leave their sums, their tickets, and rows of a
     /// part. None after an error.
     fn key_parts(&mut self, parts: Option<Parts>, most_rows: usize, dims: AttentionDims) -> Option<[Arg; 3]> {
+        let none = [Arg::null(Param::Acc), Arg::null(Param::Table), int(0)];
         // What the largest pass may need is there from the first one on, as planned.
-        if let Some([sums, tickets]) = key_parts_bytes(most_rows, [dims.heads, dims.head_dim]) {
-            self.cx.scratch("attention sums", sums)?;
-            self.cx.scratch("attention tickets", tickets)?;
-        }
-        let Some(Parts { rows, shared, .. }) = parts else {
-            return Some([Arg::null(Param::Acc), Arg::null(Param::Table), int(0)]);
-        };
-        let blocks = shared * dims.kv_heads;
-        let sums = self.cx.scratch("attention sums", blocks * part_bytes(self.variant(dims).head_dim))?;
+        let Some([sums, tickets]) = key_parts_bytes(most_rows, [dims.heads, dims.head_dim]) else { return Some(none) };
+        let sums = self.cx.scratch("attention sums", sums)?;
+        self.cx.scratch("attention tickets", tickets)?;
+        let Some(Parts { rows, .. }) = parts else { return Some(none) };
         // Every launch leaves them as it found them.
-        let tickets = self.cx.cached_list("attention tickets", &vec![0; part_tickets(blocks)])?;
+        let tickets = self.cx.cached_list("attention tickets", &vec![0; tickets / size_of::<i32>()])?;
         Some([acc_ptr(sums), table(tickets), int(rows)])
     }
 
@@ -150,7 +147,7 @@ impl Cuda {
             None => (AttentionFwd::<Self>::NAME, pack.query_blocks(), 16 * variant.warps),
         };
         let launch = self.block_dims(blocks.count, dims.heads, dims, variant.fwd_shared(block_rows, size, arch));
-        let args = [&tile_lists(pack, blocks)[..], &dims_args(pack, dims), &[self.second(dims.heads)]].concat();
+        let args = [&tile_lists(pack, blocks)[..], &dims_args(pack, dims), &self.first_blocks(dims.heads)].concat();
         Forward { kernel: kernel(name, dims), launch, args }
     }
 }
@@ -193,10 +190,11 @@ impl AttentionOps for Cuda {
         });
         let saved = [acc(op.delta), rounded, acc(op.lse), compute(op.q), compute(op.k), compute(op.v)];
         let (queries, sizes) = (op.pack.query_blocks(), dims_args(op.pack, dims));
-        let args = [&[compute(op.d_q)], &saved[..], &tile_lists(op.pack, queries), &sizes, &[self.second(dims.heads)]];
+        let tables = [&tile_lists(op.pack, queries)[..], &sizes, &self.first_blocks(dims.heads)].concat();
+        let args = [&[compute(op.d_q)], &saved[..], &tables].concat();
         let shared = self.variant(dims).bwd_shared(size);
         let launch = self.block_dims(queries.count, dims.heads, dims, shared);
-        let call = Call { kernel: kernel("attention_bwd_dq", dims), dims: launch, args: args.concat() };
+        let call = Call { kernel: kernel("attention_bwd_dq", dims), dims: launch, args };
         let of_queries = HeadGradients { rotated: (compute(op.d_q), dims.heads), cos_sin: None, call };
         let [begins, ends] = op.pack.seen_by();
         let order =
@@ -205,7 +203,7 @@ impl AttentionOps for Cuda {
         // A buffer has the rows of the largest pass.
         let most_rows = op.delta.len() / dims.heads;
         let Some(workspace) = self.key_parts(parts, most_rows, dims) else { return };
-        let sizes = [&[int(rows)], &workspace[..], &sizes, &[self.second(dims.kv_heads)]].concat();
+        let sizes = [&[int(rows)], &workspace[..], &sizes, &self.first_blocks(dims.kv_heads)].concat();
         let args = [&[compute(op.d_k), compute(op.d_v)], &saved[..], &order, &sizes].concat();
         let count = parts.map_or(rows.div_ceil(BLOCK_ROWS), |parts| parts.count);
         let launch = self.block_dims(count, dims.kv_heads, dims, shared);

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::param_id::{ParamId, Source};
 use crate::arch::{Dtype, Projection};
+use crate::backend::cpu;
 use crate::formats::bitsandbytes;
 use crate::formats::digest::Digests;
 use crate::formats::quantized::{Floats, QuantizedView, RowOrderView, ScalesView};
@@ -134,7 +135,12 @@ pub fn skip_modules(source: &Source) -> Vec<String> {
     let ids = [ParamId::Head]
         .into_iter()
         .chain(projects.then_some([ParamId::ProjectIn, ParamId::ProjectOut]).into_iter().flatten());
-    ids.map(|id| source.own_name(id).trim_end_matches(".weight").to_owned()).collect()
+    let mut names: Vec<_> = ids.map(|id| source.own_name(id).trim_end_matches(".weight").to_owned()).collect();
+    // What transformers 5 renames GPT-NeoX's `embed_out` to while it loads.
+    if names[0] != "lm_head" {
+        names.push("lm_head".to_owned());
+    }
+    names
 }
 
 /// A matrix stored as `[input, output]` the other way round, in memory.
@@ -159,7 +165,7 @@ fn floats(view: &TensorView, from: usize, to: usize) -> Result<Vec<f32>> {
 
 fn nf4(view: &TensorView, dtype: Option<Dtype>) -> Result<QuantizedView> {
     let len = view.len();
-    let (mut codes, mut absmax) = (vec![0u8; len.div_ceil(2)], vec![0.0f32; len.div_ceil(BLOCK)]);
+    let (mut codes, mut absmax) = (cpu::zeros::<u8>(len.div_ceil(2))?, cpu::zeros::<f32>(len.div_ceil(BLOCK))?);
     let parts = codes.par_chunks_mut(CHUNK * BLOCK / 2).zip(absmax.par_chunks_mut(CHUNK)).enumerate();
     parts.try_for_each(|(at, (codes, absmax))| {
         let from = at * CHUNK * BLOCK;
@@ -173,7 +179,7 @@ fn nf4(view: &TensorView, dtype: Option<Dtype>) -> Result<QuantizedView> {
 
 fn int8(view: &TensorView, path: &Path) -> Result<QuantizedView> {
     let columns = view.shape[1];
-    let (mut codes, mut absmax) = (vec![0u8; view.len()], vec![0.0f32; view.shape[0]]);
+    let (mut codes, mut absmax) = (cpu::zeros::<u8>(view.len())?, cpu::zeros::<f32>(view.shape[0])?);
     let rows = codes.par_chunks_exact_mut(columns).zip(&mut absmax).enumerate();
     rows.try_for_each(|(row, (codes, absmax))| {
         *absmax = encode_int8(&floats(view, row * columns, (row + 1) * columns)?, codes);

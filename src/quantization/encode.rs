@@ -49,7 +49,8 @@ pub fn encode_int8(values: &[f32], codes: &mut [u8]) -> f32 {
     let mut rounded = vec![0.0f32; values.len()];
     halves.convert_to_f32_slice(&mut rounded);
     let absmax = rounded.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-    let factor = if absmax > 0.0 { 127.0 / absmax } else { 0.0 };
+    // 127 / absmax as PyTorch divides a number by a tensor: by its reciprocal, so that ties fall as they do there.
+    let factor = if absmax > 0.0 { absmax.recip() * 127.0 } else { 0.0 };
     for (code, x) in codes.iter_mut().zip(&rounded) {
         *code = (((x * factor + WHOLE) - WHOLE) as i8).cast_unsigned();
     }

@@ -43,7 +43,7 @@ use crate::formats::quantized::QuantizedView;
 use crate::formats::safetensors::TensorView;
 use crate::pack::Pack;
 pub use buffer::HostBuffer;
-use buffer::zeros;
+pub(crate) use buffer::zeros;
 pub use ceiling::{Factors, ceiling};
 #[doc(hidden)] // For `benches/ceiling.rs` alone.
 pub use ceiling::{best, copy, multiply_add, read, stretches};

@@ -22,7 +22,7 @@ use super::super::operand::{Elements, Operand};
 use super::super::tile::DEPTH;
 use super::{COLUMNS, SkinnyProduct};
 use crate::arch::Dtype;
-use crate::quantization::{BlockFormat, Scales};
+use crate::quantization::{BlockFormat, QuantizedMatrix, Scales};
 
 /// Rows of the left operand, at most.
 pub const ROWS: usize = 4;
@@ -59,25 +59,31 @@ pub fn multiply(product: SkinnyProduct<'_, f32>) {
     assert!(first + columns <= matrix.rows && column + 2 * k <= matrix.columns, "skinny: outside of {matrix:?}");
     matrix.check_parts().unwrap_or_else(|error| panic!("skinny: {error}"));
     // Rows behind the last repeat it, and are not stored.
-    let rows = |first: usize| std::array::from_fn(|i| matrix.stored_row((first + i).min(matrix.rows - 1)));
-    let rows: [[usize; COLUMNS]; 2] = [rows(first), rows(first + next.unwrap_or(0))];
-    assert!(rows.as_flattened().iter().all(|&row| row < matrix.stored_rows), "skinny: a row outside of {matrix:?}");
+    let rows = [first, first + next.unwrap_or(0)].map(|first| stored_rows(&matrix, first));
     let range = [column, 2 * k];
     let work = Work { out: sums.as_mut_ptr(), left: left.as_ptr(), k, block };
     // SAFETY: all rows have codes and scales of so many elements from the column on by the checks above, the left operand and the
     // sums are as long; the caller has an `Isa` that is proof of the instructions.
     unsafe {
         match (matrix.format, matrix.scales) {
-            (BlockFormat::Int8Rows, _) if are_short(rows[0].map(|row| matrix.absmax(row))) => {
-                int8_short(Int8::new(&matrix, rows, range), work, m);
-            }
-            (BlockFormat::Int8Rows, _) => int8(Int8::new(&matrix, rows, range), work, m),
-            (BlockFormat::Q8_0, _) => q8_0(Q8_0::new(&matrix, rows, range), work, m),
-            (BlockFormat::Q4K, _) => q4_k(Q4K::new(&matrix, rows, range), work, m),
-            (_, Scales::Nested { .. }) => nf4_nested(Nf4::new(&matrix, rows, range), work, m),
-            _ => nf4(Nf4::new(&matrix, rows, range), work, m),
+            (BlockFormat::Int8Rows, _) if are_short(&matrix, &rows[0]) => int8_short(&matrix, &rows, range, work, m),
+            (BlockFormat::Int8Rows, _) => int8(&matrix, &rows, range, work, m),
+            (BlockFormat::Q8_0, _) => q8_0(&matrix, &rows, range, work, m),
+            (BlockFormat::Q4K, _) => q4_k(&matrix, &rows, range, work, m),
+            (_, Scales::Nested { .. }) => nf4_nested(&matrix, &rows, range, work, m),
+            _ => nf4(&matrix, &rows, range, work, m),
         }
     }
+}
+
+/// The stored rows from row `first` on; behind the last they repeat it, and their sums are not stored.
+fn stored_rows(matrix: &QuantizedMatrix<'_>, first: usize) -> [usize; COLUMNS] {
+    let mut rows = [0; COLUMNS];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = matrix.stored_row((first + i).min(matrix.rows - 1));
+        assert!(*row < matrix.stored_rows, "skinny: a row outside of {matrix:?}");
+    }
+    rows
 }
 
 /// Where a product's numbers are.
@@ -97,7 +103,14 @@ macro_rules! kernels {
         /// # Safety
         /// All of the work is there, and the CPU has AVX-512 with pairs of bfloat16.
         #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-        unsafe fn $name(mut rows: $rows, work: Work, m: usize) {
+        unsafe fn $name(
+            matrix: &QuantizedMatrix<'_>,
+            rows: &[[usize; COLUMNS]; 2],
+            range: [usize; 2],
+            work: Work,
+            m: usize,
+        ) {
+            let mut rows = <$rows>::new(matrix, rows, range);
             // SAFETY: the caller's promise.
             unsafe {
                 match m {

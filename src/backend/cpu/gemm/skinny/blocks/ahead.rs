@@ -29,9 +29,10 @@ pub struct Ahead {
 
 impl Ahead {
     /// Nothing yet of rows of so many bytes, and of those that come next.
-    pub fn new(rows: [*const u8; COLUMNS], next: [*const u8; COLUMNS], len: usize) -> Self {
+    #[inline(always)]
+    pub fn new(rows: &[*const u8; COLUMNS], next: &[*const u8; COLUMNS], len: usize) -> Self {
         let (rows, at) = if len > LONG { (rows, AHEAD) } else { (next, 0) };
-        Self { rows, next, len, row: 0, at }
+        Self { rows: *rows, next: *next, len, row: 0, at }
     }
 
     /// Prefetches so many bytes more, as many as are read of the current rows meanwhile.

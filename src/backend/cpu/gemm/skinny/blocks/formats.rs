@@ -7,7 +7,7 @@ use super::super::COLUMNS;
 use super::ahead::Ahead;
 use super::registers::{
     BIAS, ByRow, Bytes, NO_CODES, QUADS, Rows, STEP, Staged, biased, doubled, gather_16, gather_32, gather_64, in_turn,
-    look_up, rounded, rows_of, twice,
+    look_up, rounded, rows_of, starts, twice,
 };
 use crate::quantization::{BlockFormat, INT8_STEP, NF4_VALUES, QuantizedMatrix, Scales};
 
@@ -75,7 +75,8 @@ impl<'a, const NESTED: bool> Nf4<'a, NESTED> {
     /// Bytes of what is stored of a block's scale.
     const SCALE: usize = if NESTED { 1 } else { size_of::<f32>() };
 
-    pub fn new(matrix: &'a QuantizedMatrix<'a>, rows: [[usize; COLUMNS]; 2], range: [usize; 2]) -> Self {
+    #[inline(always)]
+    pub fn new(matrix: &'a QuantizedMatrix<'a>, rows: &[[usize; COLUMNS]; 2], range: [usize; 2]) -> Self {
         let none = Nested { codes: std::ptr::null(), map: std::ptr::null(), offset: 0.0, shift: 0 };
         let (absmax, nested) = match matrix.scales {
             Scales::Nested { codes, map, absmax, offset, block } => {
@@ -84,18 +85,24 @@ impl<'a, const NESTED: bool> Nf4<'a, NESTED> {
             Scales::Absmax(absmax) | Scales::Factor(absmax) => (absmax, none),
             Scales::Inline => panic!("skinny: NF4 with its scales among the codes"),
         };
-        let [blocks, next] = rows.map(|rows| rows.map(|row| (row * matrix.columns + range[0]) / STEP));
-        let scales = if NESTED { nested.codes } else { absmax.as_ptr().cast() };
-        let [these, next] = [blocks, next].map(|rows| rows.map(|block| scales.wrapping_add(block * Self::SCALE)));
+        let (first, pitch) = (range[0] / STEP, matrix.columns / STEP);
+        let (mut blocks, mut last) = ([0; COLUMNS], 0);
+        for (block, row) in blocks.iter_mut().zip(&rows[0]) {
+            *block = row * pitch + first;
+            last = last.max(*block);
+        }
+        let scales: *const u8 = if NESTED { nested.codes } else { absmax.as_ptr().cast() };
+        let scales = scales.wrapping_add(first * Self::SCALE);
+        let [these, next] = [0, 1].map(|i| starts(scales, pitch * Self::SCALE, &rows[i]));
         Self {
             codes: Bytes::new(matrix, rows, range),
             blocks,
-            last: blocks.into_iter().fold(0, usize::max),
+            last,
             count: matrix.stored_rows * matrix.columns / STEP,
             matrix,
             absmax: absmax.as_ptr(),
             nested,
-            ahead: Ahead::new(these, next, range[1] / STEP * Self::SCALE),
+            ahead: Ahead::new(&these, &next, range[1] / STEP * Self::SCALE),
             gathered: [NO_CODES; QUADS],
             scales: [NO_SCALES; 4],
             block: 0,
@@ -232,16 +239,21 @@ pub struct Int8<const SHORT: bool> {
     step: f32,
 }
 
-/// Whether numbers have 15 significant bits at most.
-pub fn are_short(x: impl IntoIterator<Item = f32>) -> bool {
-    x.into_iter().all(|x| x.to_bits().trailing_zeros() >= f32::MANTISSA_DIGITS - 15)
+/// Whether the factors of rows have 15 significant bits at most.
+pub fn are_short(matrix: &QuantizedMatrix<'_>, rows: &[usize; COLUMNS]) -> bool {
+    let all = rows.iter().fold(0, |all, &row| all | matrix.absmax(row).to_bits());
+    all.trailing_zeros() >= f32::MANTISSA_DIGITS - 15
 }
 
 impl<const SHORT: bool> Int8<SHORT> {
-    pub fn new(matrix: &QuantizedMatrix<'_>, rows: [[usize; COLUMNS]; 2], range: [usize; 2]) -> Self {
+    #[inline(always)]
+    pub fn new(matrix: &QuantizedMatrix<'_>, rows: &[[usize; COLUMNS]; 2], range: [usize; 2]) -> Self {
         // A product with 1 is what it was.
         let step = if matches!(matrix.scales, Scales::Factor(_)) { 1.0 } else { INT8_STEP };
-        let factors = rows[0].map(|row| matrix.absmax(row));
+        let mut factors = [0.0; COLUMNS];
+        for (factor, &row) in factors.iter_mut().zip(&rows[0]) {
+            *factor = matrix.absmax(row);
+        }
         Self { codes: Bytes::new(matrix, rows, range), factors, by_row: [NO_SCALES; 2], step }
     }
 }
@@ -306,7 +318,8 @@ pub struct Q8_0 {
 const Q8_0_BYTES: usize = BlockFormat::Q8_0.block_bytes();
 
 impl Q8_0 {
-    pub fn new(matrix: &QuantizedMatrix<'_>, rows: [[usize; COLUMNS]; 2], range: [usize; 2]) -> Self {
+    #[inline(always)]
+    pub fn new(matrix: &QuantizedMatrix<'_>, rows: &[[usize; COLUMNS]; 2], range: [usize; 2]) -> Self {
         Self { blocks: Bytes::new(matrix, rows, range), scales: [[NO_SCALES; 2]; 2] }
     }
 }
@@ -377,7 +390,8 @@ const Q4_K_BYTES: usize = BlockFormat::Q4K.block_bytes();
 const Q4_K_STEPS: usize = BlockFormat::Q4K.block_values() / STEP;
 
 impl Q4K {
-    pub fn new(matrix: &QuantizedMatrix<'_>, rows: [[usize; COLUMNS]; 2], range: [usize; 2]) -> Self {
+    #[inline(always)]
+    pub fn new(matrix: &QuantizedMatrix<'_>, rows: &[[usize; COLUMNS]; 2], range: [usize; 2]) -> Self {
         Self { blocks: Bytes::new(matrix, rows, range), parts: [[NO_SCALES; 2]; 8], part: 0 }
     }
 

@@ -61,12 +61,13 @@ pub struct Bytes {
 
 impl Bytes {
     /// Of `k` elements from a column on, of rows and of those that come next.
-    pub fn new(matrix: &QuantizedMatrix<'_>, rows: [[usize; COLUMNS]; 2], [column, k]: [usize; 2]) -> Self {
-        // Bytes of so many elements, whole blocks.
-        let bytes = |elements: usize| elements / matrix.format.block_values() * matrix.format.block_bytes();
-        let first = |row: usize| matrix.codes[bytes(row * matrix.columns + column)..].as_ptr();
-        let [rows, next] = rows.map(|rows| rows.map(first));
-        Self { rows, ahead: Ahead::new(rows, next, bytes(k)) }
+    #[inline(always)]
+    pub fn new(matrix: &QuantizedMatrix<'_>, rows: &[[usize; COLUMNS]; 2], [column, k]: [usize; 2]) -> Self {
+        let (values, size) = (matrix.format.block_values(), matrix.format.block_bytes());
+        let (first, pitch) =
+            (matrix.codes.as_ptr().wrapping_add(column / values * size), matrix.columns / values * size);
+        let [rows, next] = [starts(first, pitch, &rows[0]), starts(first, pitch, &rows[1])];
+        Self { rows, ahead: Ahead::new(&rows, &next, k / values * size) }
     }
 
     /// The bytes from byte `at` on of a four of rows.
@@ -78,6 +79,16 @@ impl Bytes {
         // SAFETY: the caller's promise.
         unsafe { rows_of(quad).map(|row| self.rows[row].add(at)) }
     }
+}
+
+/// Where rows at distance `pitch` begin, of which row 0 begins at `first`.
+#[inline(always)]
+pub fn starts(first: *const u8, pitch: usize, rows: &[usize; COLUMNS]) -> [*const u8; COLUMNS] {
+    let mut starts = [first; COLUMNS];
+    for (start, row) in starts.iter_mut().zip(rows) {
+        *start = first.wrapping_add(row * pitch);
+    }
+    starts
 }
 
 /// 16 bytes of each of four rows.

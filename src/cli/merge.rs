@@ -12,7 +12,11 @@ use crate::model::{Source, merge};
 
 pub fn run(args: &MergeArgs) -> Result<(), Failure> {
     let files = resolve::model_of(&args.model.model, args.new.revision.as_deref())?;
-    if files.gguf.is_some() || files.checkpoint.quantized().next().is_some() {
+    if files.gguf.is_some() {
+        let expected = "a directory of safetensors (a GGUF file is read, but not written)";
+        return Err(Error::argument("--model", expected, files.path.display()).into());
+    }
+    if files.checkpoint.quantized().next().is_some() {
         let expected = "a model whose weights are numbers (blocks cannot take the adapter's change)";
         return Err(Error::argument("--model", expected, files.path.display()).into());
     }

@@ -2,6 +2,8 @@
 
 mod examples;
 
+use serde_json::json;
+
 use super::args::{ExportArgs, SYNTHETIC, TaskArgs};
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
@@ -19,6 +21,8 @@ use crate::task::synthetic::{self, Curriculum, Episode, PROBED_LABELS};
 use crate::task::{Example, Task};
 use crate::{Error, Result};
 
+/// The episodes of a training, unless a set of queries is asked for.
+const TRAIN: &str = "train";
 /// Number of lines of a printed episode.
 const EPISODE_LINES: usize = 9;
 /// Numbers of demonstrations (shots) of the evaluation.
@@ -54,7 +58,13 @@ pub fn run(args: &TaskArgs) -> Result<(), Failure> {
         let (tokenizer, dtype) = (files.tokenizer()?, files.dtype);
         return dispatch(&args.common, dtype, Evaluate { args, files, tokenizer });
     }
-    for episode in episodes(args)? {
+    let episodes = episodes(args)?;
+    if args.common.json {
+        let texts: Vec<_> = episodes.iter().map(Episode::text).collect();
+        let set = args.set.as_deref().unwrap_or(TRAIN);
+        return output::json(&json!({"task": SYNTHETIC, "set": set, "episodes": texts}));
+    }
+    for episode in episodes {
         output::line(format_args!("{}\n", episode.text()))?;
     }
     Ok(())
@@ -67,8 +77,8 @@ fn model_name(args: &TaskArgs) -> &str {
 
 /// The episodes to print.
 fn episodes(args: &TaskArgs) -> Result<Vec<Episode>> {
-    let (wanted, show) = (args.set.as_deref().unwrap_or("train"), args.show.unwrap_or(5));
-    if wanted == "train" {
+    let (wanted, show) = (args.set.as_deref().unwrap_or(TRAIN), args.show.unwrap_or(5));
+    if wanted == TRAIN {
         return Ok(synthetic::training(&Curriculum::default(), args.seed, 1, 2, show));
     }
     let names = || Set::ALL.map(Set::name).join(", ");

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::array::{Array, Memory};
 use super::commands::spawn;
-use super::errors::{exception, refused};
+use super::errors::{self, exception, refused};
 use super::run::{PassRequest, PassResult, rows_of};
 use super::taps::{CallTaps, Question, Recorded};
 use super::wait::{Listener, Said, wait};
@@ -500,7 +500,7 @@ impl Session {
         if in_hook == Some(thread::current().id()) {
             // Its pass would wait for the hook, and the hook for the end of the pass.
             let used = "llamaprobe: the model is in a pass, whose hook's function cannot run it: use another model";
-            return Err(PyRuntimeError::new_err(used));
+            return Err(errors::Error::new_err(used));
         }
         let (events, said) = channel();
         let (answer, answers) = channel();

@@ -90,6 +90,9 @@ fn task_episodes_are_reproducible() {
     assert_eq!(shown.trim_end().split("\n\n").count(), 3, "{shown}");
     assert!(shown.contains(" -> "), "{shown}");
     assert_eq!(line(d, "task synthetic --show 3").ok().out, shown);
+    let json = line(d, "task synthetic --show 3 --json").json();
+    let texts: Vec<_> = json["episodes"].as_array().expect("a list").iter().map(|text| text.as_str()).collect();
+    assert!(texts.len() == 3 && texts.iter().all(|text| shown.contains(text.expect("a text"))), "{json}");
     assert_ne!(line(d, "task synthetic --show 3 --seed 1").ok().out, shown);
     let reviews = line(d, "task synthetic --show 1 --set reviews").ok().out;
     assert_eq!(reviews.trim_end().lines().count(), 9, "{reviews}");

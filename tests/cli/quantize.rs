@@ -48,6 +48,17 @@ fn quantize_writes_what_transformers_and_bitsandbytes_write() {
 }
 
 #[test]
+fn quantize_of_gpt_neox_names_the_head_as_every_transformers_does() {
+    let dir = workplace();
+    let d = dir.path();
+    line(d, &format!("quantize --model {} --to nf4 --out {{}}/out", golden("model-neox").display())).ok();
+    let config: Value = serde_json::from_slice(&fs::read(d.join("out/config.json")).expect("a file")).expect("JSON");
+    // The checkpoint's name, and that of transformers 5.24, which renames the tensor while it loads it.
+    let skipped = &config["quantization_config"]["llm_int8_skip_modules"];
+    assert_eq!(*skipped, serde_json::json!(["embed_out", "lm_head"]));
+}
+
+#[test]
 fn quantised_weights_are_kept_for_the_next_time() {
     let dir = workplace();
     let d = dir.path();

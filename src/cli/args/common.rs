@@ -174,7 +174,7 @@ pub struct ModelArgs {
 /// Flags of a command that makes another model of one.
 #[derive(Debug, Args, Serialize)]
 pub struct NewModelArgs {
-    /// Directory to write, absent or empty; of a GGUF file its path.
+    /// Directory to write, absent or empty; with `quantize --to q8_0` the path of a GGUF file.
     #[arg(long, value_name = "PATH", alias = "output-dir")]
     pub out: PathBuf,
     /// Branch, tag or commit of a model in the Hugging Face cache [default: main].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import numbers
 import operator
@@ -97,12 +98,15 @@ class Model:
         device: str = "auto",
         revision: str | None = None,
         tokenizer: str | os.PathLike[str] | None = None,
+        load_in: str | None = None,
+        load_in_cache: str | os.PathLike[str] | None = None,
         threads: int | None = None,
     ) -> Model:
         """Opens a model.
 
         `model` is a directory as transformers saves it, a GGUF file, `org/name` in the local Hugging Face cache, or `embedded`;
-        `tokenizer` a directory whose tokenizer is taken in place of the model's own; `adapter` a PEFT directory; `dtype` one of auto, f32, f32x3, bf16, f16; `device` auto, cpu or cuda:N. They are the flags of the program.
+        `tokenizer` a directory whose tokenizer is taken in place of the model's own; `adapter` a PEFT directory; `dtype` one of auto, f32, f32x3, bf16, f16; `device` auto, cpu or cuda:N;
+        `load_in` nf4 or int8 quantises the weights while they are loaded, kept in the directory `load_in_cache`. They are the flags of the program.
         """
         keywords = {
             "model": model,
@@ -111,6 +115,8 @@ class Model:
             "device": device,
             "revision": revision,
             "tokenizer": tokenizer,
+            "load_in": load_in,
+            "load_in_cache": load_in_cache,
             "threads": threads,
         }
         return cls(_core.Session.load(_flags(keywords), _warn))
@@ -263,6 +269,8 @@ class Model:
         """Token ids of each document, and whether it was given alone."""
         if isinstance(inputs, str):
             return [self.encode(inputs)], True
+        if isinstance(inputs, (bytes, bytearray)):
+            raise _refused("inputs", inputs)
         if hasattr(inputs, "tolist"):
             inputs = inputs.tolist()
         inputs = list(inputs)
@@ -309,7 +317,7 @@ class Model:
 
 #: Flags of the program's `generate` that a model has been loaded with, or that have arguments of their own.
 _ELSEWHERE = frozenset(
-    "model revision tokenizer adapter device dtype threads profile prompt input add_generation_prompt edit config json".split()
+    "model revision tokenizer load_in load_in_cache adapter device dtype threads profile prompt input add_generation_prompt edit config json".split()
 )
 
 
@@ -352,7 +360,11 @@ class _Ask:
 def _token_ids(tokens: Iterable[Any], name: str) -> list[int]:
     """Whole numbers that a token may have; which of them the model has, the engine says."""
     ids = []
+    if isinstance(tokens, (bytes, bytearray)):
+        raise _refused(name, tokens)
     for i, token in enumerate(tokens):
+        if isinstance(token, (bool, np.bool_)):
+            raise _refused(f"{name}[{i}]", token)
         try:
             token = operator.index(token)
         except TypeError:
@@ -374,6 +386,8 @@ def _float32(value: Any) -> np.ndarray:
         return value.float()
     if hasattr(value, "detach"):  # PyTorch's, which may be bfloat16 or on a device
         value = value.detach().cpu().float().numpy()
+    if np.iscomplexobj(value):
+        raise TypeError("expected real numbers, found complex ones")
     return np.asarray(value, dtype=np.float32)
 
 
@@ -391,14 +405,16 @@ def _store(value: Tensor, new: np.ndarray) -> None:
 def _positions(pos_slice: Any, n: int) -> list[int]:
     every = range(n)
     if isinstance(pos_slice, slice):
-        return sorted(every[pos_slice])
-    one = [pos_slice] if isinstance(pos_slice, (int, np.integer)) else list(pos_slice)
-    found = []
-    for position in one:
-        if not -n <= position < n:
-            raise IndexError(f"pos_slice: {position} of a document of {n} rows")
-        found.append(every[operator.index(position)])
-    return sorted(set(found))
+        found = list(every[pos_slice])
+    else:
+        found = []
+        for position in [pos_slice] if isinstance(pos_slice, (int, np.integer)) else pos_slice:
+            if not -n <= position < n:
+                raise IndexError(f"pos_slice: {position} of a document of {n} rows")
+            found.append(every[operator.index(position)])
+    if any(after <= before for before, after in itertools.pairwise(found)):
+        raise ValueError(f"pos_slice: expected ascending positions, each once, found {found} of a document of {n} rows")
+    return found
 
 
 def _edits(edits: Edits) -> tuple[str | None, list[tuple[list[float], int]]]:

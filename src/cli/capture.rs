@@ -116,10 +116,10 @@ impl Inputs {
 
     /// What shards say further, by which those of another capture are told: names are no weights.
     fn of_shards(&self, files: &ModelFiles, adapter: Option<&Path>) -> Result<Vec<(String, String)>> {
-        let mut all = vec![
-            ("batch_tokens".to_owned(), self.settings.batch_tokens.to_string()),
-            ("weights".to_owned(), files.checkpoint.fingerprint()),
-        ];
+        let mut all = vec![("batch_tokens".to_owned(), self.settings.batch_tokens.to_string())];
+        let identity = files.identity()?;
+        let of_model = ["weights", "config"].into_iter().filter_map(|key| Some((key, identity.get(key)?.as_str()?)));
+        all.extend(of_model.map(|(key, digest)| (key.to_owned(), digest.to_owned())));
         if let Some(dir) = adapter {
             let files = if Gguf::is_one(dir) { vec![dir.to_path_buf()] } else { adapter::files(dir)?.to_vec() };
             let read = |file| atomic::read_if_there(file).map(Option::unwrap_or_default);
@@ -160,6 +160,7 @@ impl Inputs {
                 .with("captures", on_demand * acc)
                 .print(args.common.json);
         }
+        let _claim = atomic::Claim::new(&args.out)?;
         if args.resume_from_checkpoint.is_some() {
             atomic::sweep(&args.out)?;
         }

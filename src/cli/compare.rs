@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use super::args::CompareArgs;
 use super::device::{Job, dispatch};
@@ -196,7 +197,13 @@ impl Inputs {
         model: &mut Model<B>,
     ) -> Result<(), Failure> {
         let Self { settings, tokenizer, sources, edits } = self;
-        let base = Base { name: &args.base.model, config: &files.config };
+        // What was said otherwise comes before what it changed.
+        let mut of_files: Map<String, Value> =
+            args.common.load_in.iter().map(|to| ("load_in".to_owned(), json!(to))).collect();
+        of_files.extend(files.identity()?);
+        // Of what `generation_config.json` says, the one thing that is done here.
+        of_files.insert("stops".to_owned(), json!(tokenizer.stops()));
+        let base = Base { name: &args.base.model, files: &of_files.into(), config: &files.config };
         let comparison = Comparison {
             tokenizer: &tokenizer,
             base,

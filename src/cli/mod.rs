@@ -23,6 +23,7 @@ mod flags;
 pub(crate) mod generate;
 mod generation_eval;
 pub(crate) mod host;
+mod identity;
 mod inspect;
 mod merge;
 mod notes;

@@ -131,11 +131,6 @@ impl Job for Pretrain<'_> {
         let stream = stream(args, curriculum, tokenizer.clone());
         let options = TrainerOptions { row_budget: args.batch_tokens, ..TrainerOptions::default() };
         let mut trainer = Trainer::streaming(&mut backend, &model, full, stream, settings, options)?;
-        resolve::write_config(&args.out, "pretrain", args)?;
-        atomic::write(args.out.join("tokenizer.json"), text.as_bytes())?;
-        for (name, value) in &files {
-            atomic::write_json(args.out.join(name), value)?;
-        }
         let identity = json!({ "curriculum": curriculum, "config": files[0].1, "episodes": args.batch_size });
         let output = Output {
             look_steps: Some(args.eval_steps),
@@ -145,7 +140,14 @@ impl Job for Pretrain<'_> {
         let mut evaluation = Evaluation { args, tokenizer: &tokenizer, file: None };
         let on_step =
             |backend: &mut B, model: &Model<B>, report: &StepReport| evaluation.step(backend, model, report.step);
-        training::fit(&mut backend, &mut model, &mut trainer, &output, resume.as_deref(), on_step)?;
+        let mut claim = None;
+        let on_start = || {
+            claim = Some(atomic::Claim::new(&args.out)?);
+            resolve::write_config(&args.out, "pretrain", args)?;
+            atomic::write(args.out.join("tokenizer.json"), text.as_bytes())?;
+            files.iter().try_for_each(|(name, value)| atomic::write_json(args.out.join(name), value))
+        };
+        training::fit(&mut backend, &mut model, &mut trainer, &output, resume.as_deref(), on_start, on_step)?;
         let Trainable::Weights(full) = trainer.finish() else { unreachable!("pretrain: weights are trained") };
         full.save(&mut backend, &config, &args.out.join("model.safetensors"), safetensors::Dtype::BF16)?;
         output::line(args.out.display())

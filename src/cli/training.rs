@@ -259,20 +259,21 @@ pub fn fit_output<'a>(
     }
 }
 
-/// Trains to the end, resuming if so asked, under a progress bar with the mean loss of the runs; `on_step` is called after
-/// every step.
+/// Trains to the end, resuming if so asked, under a progress bar with the mean loss of the runs; `on_start` is called before anything
+/// is written, `on_step` after every step.
 pub fn fit<B: Backend>(
     backend: &mut B,
     model: &mut Model<B>,
     trainer: &mut Trainer<B>,
     output: &Output<'_>,
     resume: Option<&Path>,
+    on_start: impl FnOnce() -> Result<()>,
     mut on_step: impl FnMut(&mut B, &Model<B>, &StepReport) -> Result<()>,
 ) -> Result<()> {
     let bar = output::progress(trainer.total_steps(), "steps");
     let runs = trainer.trainable().shape().0;
     let mut first = true;
-    let done = fit::fit(backend, model, trainer, output, resume, |backend, model, step| {
+    let done = fit::fit(backend, model, trainer, output, resume, on_start, |backend, model, step| {
         if std::mem::take(&mut first) {
             // Steps before a resumption took none of this time.
             bar.set_position(step.step - 1);
@@ -336,8 +337,9 @@ impl<A> Default for Apart<'_, A> {
     }
 }
 
-/// The directory of what trainings of their own write together, in that of the first, before it is parted.
-const TOGETHER: &str = ".tmp-together";
+/// The directory of what trainings of their own write together, in that of the first, before it is parted: unfinished
+/// ([`atomic::PREFIX`]).
+const TOGETHER: &str = ".tmp-llamaprobe-together";
 
 impl<A: Serialize> Training<'_, A> {
     /// Trains to the end, evaluating as `evaluation` says, writes the adapters and reports; or prints the memory plan.
@@ -358,6 +360,11 @@ impl<A: Serialize> Training<'_, A> {
         if let Some(teacher) = objective::identity(&training.objective) {
             identity["objective"] = teacher;
         }
+        let mut of_files = files.identity()?;
+        if let Some(generation) = evaluation.as_ref().and_then(|evaluation| evaluation.generation.as_ref()) {
+            of_files.insert("generation".to_owned(), generation.of_model());
+        }
+        identity["files"] = of_files.into();
         if training.dry_run {
             let plan =
                 self::plan(backend, model, files, &tuned, (&runs, options), (objective.as_ref(), evaluation.as_ref()))?;
@@ -393,15 +400,18 @@ impl<A: Serialize> Training<'_, A> {
         if let Some(evaluation) = evaluation {
             trainer = trainer.with_evaluation(backend, model, evaluation)?;
         }
-        match apart.is_empty() {
-            true => resolve::write_config(&out, command, args)?,
-            false => apart.iter().try_for_each(|(args, dir)| resolve::write_config(dir, command, args))?,
-        }
         let configs: Vec<AdapterConfig> = named.iter().map(|run| run.config.clone()).collect();
         let mut output = fit_output(&out, &training.checkpoints, &configs, &identity);
         output.save_steps = output.save_steps.filter(|_| apart.is_empty());
-        let mut stepped = false;
-        let done = fit(backend, model, &mut trainer, &output, resume.as_deref(), |_, _, _| {
+        let (mut stepped, mut claim) = (false, None);
+        let on_start = || {
+            claim = Some(atomic::Claim::new(&out)?);
+            match apart.is_empty() {
+                true => resolve::write_config(&out, command, args),
+                false => apart.iter().try_for_each(|(args, dir)| resolve::write_config(dir, command, args)),
+            }
+        };
+        let done = fit(backend, model, &mut trainer, &output, resume.as_deref(), on_start, |_, _, _| {
             stepped = true;
             Ok(())
         });

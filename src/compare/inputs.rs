@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::settings::CompareSettings;
 use crate::arch::ModelConfig;
 use crate::formats::tokenizer::Tokenizer;
@@ -13,6 +15,8 @@ use crate::task::{Dataset, Task, Template};
 pub struct Base<'a> {
     /// As it was named.
     pub name: &'a str,
+    /// What tells its files from others under that name: digests, and where texts end; `null` of none.
+    pub files: &'a Value,
     /// Its architecture, against which adapters are checked.
     pub config: &'a ModelConfig,
 }

@@ -12,6 +12,7 @@ use super::samples;
 use super::task_data::{PromptContext, TaskData};
 use super::training;
 use crate::backend::Backend;
+use crate::formats::atomic::Claim;
 use crate::formats::stops::Stops;
 use crate::formats::{atomic, json};
 use crate::hooks::Edit;
@@ -47,10 +48,13 @@ impl Comparison<'_> {
             "settings": settings,
             "data": described,
         });
+        if !self.base.files.is_null() {
+            plan["files"] = self.base.files.clone();
+        }
         if !self.edits.is_empty() {
             plan["edits"] = Edit::fingerprint(self.edits).into();
         }
-        begin(out, &plan)?;
+        let _claim = begin(out, &mut plan)?;
         let store = Store::open(out)?;
         let mut runner = Runner { backend, model, comparison: self, task_data: &task_data, store: &store, note };
         for target in 0..task_data.len() {
@@ -74,20 +78,24 @@ impl Comparison<'_> {
     }
 }
 
-/// Writes the plan of a comparison, or checks that the one that is there is the same.
-fn begin(out: &Path, plan: &serde_json::Value) -> Result<()> {
+/// Writes the plan of a comparison, or checks that the one that is there is the same; nobody else compares there then.
+fn begin(out: &Path, plan: &mut serde_json::Value) -> Result<Claim> {
     let path = out.join("plan.json");
     if !path.exists() {
         if let Some(other) = atomic::foreign_entry(out, &["llamaprobe.yaml"])? {
             let expected = "a new or empty directory, or that of the same comparison";
             return Err(Error::argument("out", expected, format!("{} with {other}", out.display())));
         }
-        return atomic::write_json(&path, plan);
+        let claim = Claim::new(out)?;
+        atomic::write_json(&path, plan)?;
+        return Ok(claim);
     }
+    let theirs = json::read(&path)?;
+    json::forgive_missing_files(&path, plan, &theirs);
     // Numbers pass through text on both sides, so that equal ones are equal.
     let ours = json::parse(&path, &plan.to_string())?;
-    match json::difference("plan", &ours, &json::read(&path)?) {
-        None => Ok(()),
+    match json::difference("plan", &ours, &theirs) {
+        None => Claim::new(out),
         Some((field, expected, found)) => {
             Err(Error::field(&path, field, format!("{expected} as asked for now"), found))
         }

@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use tempfile::{Builder, TempDir, TempPath};
 
-use self::unfinished::Unfinished;
+pub use self::claim::{Claim, PREFIX};
+use self::claim::{abandoned, is_held};
+use self::unfinished::{NewFolders, Unfinished};
 use crate::{Error, Result};
 
+mod claim;
 pub mod unfinished;
-
-/// Prefix of everything unfinished. Such names may be deleted by anyone when no program runs.
-const PREFIX: &str = ".tmp-";
 
 /// The text of a UTF-8 file.
 ///
@@ -76,26 +76,6 @@ pub struct AtomicFile {
     path: PathBuf,
 }
 
-/// Folders that were made, the innermost first; dropped, those that are empty are removed.
-struct NewFolders(Vec<PathBuf>);
-
-impl NewFolders {
-    /// Makes a folder and those around it.
-    fn create(dir: &Path) -> Result<Self> {
-        let missing = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
-        let folders = Self(missing.map(Path::to_path_buf).collect());
-        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-        Ok(folders)
-    }
-}
-
-impl Drop for NewFolders {
-    fn drop(&mut self) {
-        // A folder with something in it cannot be removed, and then neither can those around it.
-        let _ = self.0.iter().try_for_each(fs::remove_dir);
-    }
-}
-
 impl AtomicFile {
     /// Starts a file that will be `path`; creates the directory if it is missing.
     ///
@@ -115,9 +95,14 @@ impl AtomicFile {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
-        let file = builder.tempfile_in(&dir).map_err(Error::io("create a file in", &dir))?;
-        // Errors of the whole would name the temporary path.
-        let (file, temporary) = file.into_parts();
+        let (file, temporary) = loop {
+            let file = builder.tempfile_in(&dir).map_err(Error::io("create a file in", &dir))?;
+            // Errors of the whole would name the temporary path.
+            let (file, temporary) = file.into_parts();
+            if is_held(&file, &temporary) {
+                break (file, temporary);
+            }
+        };
         let unfinished = all.begin(&temporary, folders.0.clone());
         let file = BufWriter::with_capacity(1 << 18, file);
         Ok(Self { file, temporary, _unfinished: unfinished, _folders: folders, path })
@@ -162,8 +147,9 @@ impl AtomicFile {
         let Self { file, temporary, path, _unfinished, _folders } = self;
         let file = file.into_inner().map_err(|e| Error::io("write", &path)(e.into_error()))?;
         file.sync_all().map_err(Error::io("sync", &path))?;
-        drop(file);
         temporary.persist(&path).map_err(|e| Error::io("rename to", &path)(e.error))?;
+        // With its lock, which it needs while it has its temporary name.
+        drop(file);
         sync_dir(&parent(&path))
     }
 }
@@ -193,30 +179,35 @@ pub fn write_json(path: impl AsRef<Path>, value: &impl Serialize) -> Result<()> 
 /// place of `path`.
 ///
 /// An existing `path` is replaced only when all of its entries are named in `owned` (an empty directory always is);
-/// anything else in it is not ours to delete.
+/// anything else in it is not ours to delete. Of a link the directory that it leads to is replaced.
 ///
 /// # Errors
-/// `fill` fails, `path` holds other files, or the file system refuses; `path` is then as before.
+/// `fill` fails, `path` holds other files or is a link to nothing, or the file system refuses; `path` is then as before.
 pub fn replace_dir(path: impl AsRef<Path>, owned: &[&str], fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let path = path.as_ref();
     if let Some(other) = foreign_entry(path, owned)? {
         let expected = format!("a new or empty directory, or one that holds only {}", owned.join(", "));
         return Err(Error::argument(path.display().to_string(), expected, other));
     }
+    let (named, target) = (path, path.canonicalize());
+    if target.is_err() && path.is_symlink() {
+        return Err(Error::argument(path.display().to_string(), "a directory, or nothing yet", "a link to nothing"));
+    }
+    let path = target.as_deref().unwrap_or(named);
     let dir = parent(path);
     fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
     let stage = temp_dir(&dir)?;
     let new = stage.dir.path().join("new");
     fs::create_dir(&new).map_err(Error::io("create", &new))?;
-    fill(&new).map_err(|error| moved(error, &new, path))?;
+    fill(&new).map_err(|error| moved(error, &new, named))?;
     sync_dir(&new)?;
     // No signal removes the temporary directory while it has the old one.
     let all = unfinished::lock();
     if path.exists() {
         // Two renames: a crash between them leaves the old directory complete inside the temporary one.
-        fs::rename(path, stage.dir.path().join("old")).map_err(Error::io("rename", path))?;
+        fs::rename(path, stage.dir.path().join("old")).map_err(Error::io("rename", named))?;
     }
-    fs::rename(&new, path).map_err(Error::io("rename to", path))?;
+    fs::rename(&new, path).map_err(Error::io("rename to", named))?;
     drop(all);
     sync_dir(&dir)
 }
@@ -233,7 +224,7 @@ fn moved(error: Error, from: &Path, to: &Path) -> Error {
     }
 }
 
-/// The first entry of a directory that `owned` does not name; `None` for a missing directory.
+/// The first entry of a directory that `owned` does not name and no killed program has left unfinished; `None` for a missing directory.
 ///
 /// # Errors
 /// `path` exists and cannot be listed.
@@ -242,8 +233,9 @@ pub fn foreign_entry(path: &Path, owned: &[&str]) -> Result<Option<String>> {
         return Ok(None);
     }
     for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
-        let name = entry.map_err(Error::io("list", path))?.file_name().to_string_lossy().into_owned();
-        if !owned.contains(&name.as_str()) && !name.starts_with(PREFIX) {
+        let entry = entry.map_err(Error::io("list", path))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !owned.contains(&name.as_str()) && abandoned(&entry.path()).is_none() {
             return Ok(Some(name));
         }
     }
@@ -288,7 +280,7 @@ pub fn remove(path: impl AsRef<Path>) -> Result<()> {
 /// The file system refuses.
 pub fn remove_dir(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
-    let Stage { dir, _unfinished } = temp_dir(&parent(path))?;
+    let Stage { dir, _lock, _unfinished } = temp_dir(&parent(path))?;
     fs::rename(path, dir.path().join("old")).map_err(Error::io("rename", path))?;
     dir.close().map_err(Error::io("remove", path))
 }
@@ -305,25 +297,14 @@ pub fn remove_file_if_there(path: impl AsRef<Path>) -> Result<()> {
     }
 }
 
-/// Removes what killed programs have left unfinished in `dir`, which nobody else may be writing to. Nothing happens
+/// Removes what killed programs have left unfinished in `dir`; nothing of a program that runs, and nothing of others. Nothing happens
 /// if there is no such directory.
 ///
 /// # Errors
 /// The file system refuses.
 pub fn sweep(dir: impl AsRef<Path>) -> Result<()> {
-    let dir = dir.as_ref();
-    if !dir.exists() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
-        let entry = entry.map_err(Error::io("list", dir))?;
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
-            let path = entry.path();
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(Error::io("remove", &path))?;
-        }
-    }
-    Ok(())
+    let left = |path: PathBuf| Some((abandoned(&path)?, path));
+    entries(dir).into_iter().filter_map(left).try_for_each(|(_lock, path)| remove(path))
 }
 
 /// The directories in `dir` whose name is `prefix` and a number, by number; none if there is no such `dir`.
@@ -351,6 +332,7 @@ pub fn numbered_dirs(dir: impl AsRef<Path>, prefix: &str) -> Result<Vec<(u64, Pa
 struct Stage {
     // Removed in this order: what is gone need not be known.
     dir: TempDir,
+    _lock: Option<File>,
     _unfinished: Unfinished,
 }
 
@@ -358,8 +340,14 @@ fn temp_dir(dir: &Path) -> Result<Stage> {
     let mut builder = Builder::new();
     builder.prefix(PREFIX);
     let mut all = unfinished::lock();
-    let dir = builder.tempdir_in(dir).map_err(Error::io("create a directory in", dir))?;
-    Ok(Stage { _unfinished: all.begin(dir.path(), Vec::new()), dir })
+    loop {
+        let made = builder.tempdir_in(dir).map_err(Error::io("create a directory in", dir))?;
+        // Only Unix opens directories as files.
+        let lock = File::open(made.path()).ok();
+        if lock.as_ref().is_none_or(|lock| is_held(lock, made.path())) {
+            return Ok(Stage { _unfinished: all.begin(made.path(), Vec::new()), _lock: lock, dir: made });
+        }
+    }
 }
 
 /// The directory of a path; `.` for a bare name.

@@ -299,6 +299,14 @@ pub fn show(value: &Value) -> String {
     }
 }
 
+/// Takes `files`, the digests of a model's files, from what a file of before they were written is compared with, and says so.
+pub fn forgive_missing_files(path: &Path, ours: &mut Value, theirs: &Value) {
+    if theirs.get("files").is_none() && ours.as_object_mut().is_some_and(|ours| ours.shift_remove("files").is_some()) {
+        let path = path.display();
+        log::warn!("{path}: does not say with which files of the model it was begun: it is taken to be with these");
+    }
+}
+
 /// The first difference of two values: where, ours, theirs.
 pub fn difference(path: &str, ours: &Value, theirs: &Value) -> Option<(String, String, String)> {
     match (ours, theirs) {

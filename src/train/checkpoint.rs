@@ -10,6 +10,7 @@
 //! | the same settings, with or without gradient checkpointing | in the same bytes as a training without an interruption |
 //! | another length, of a constant schedule without a warm-up by ratio, or the same number of steps said in another way | in the bytes of an undisturbed training of that length |
 //! | another length, of any other schedule | it is refused, for the steps done had other learning rates |
+//! | another model, of other files under its name too | it is refused; a checkpoint without `identity.files` goes on, with a warning |
 //! | other passes of as many sequences a step | as one without an interruption but for rounding: sums have another order |
 
 use std::path::{Path, PathBuf};
@@ -162,7 +163,8 @@ impl<B: Backend> Trainer<B> {
         let state: State = serde_json::from_value(value).map_err(Error::file(&file))?;
         // Numbers pass through text on both sides, so that equal ones are equal.
         let ours = self.fingerprint(backend, identity).to_string();
-        let ours = files::parse("settings", &ours)?;
+        let mut ours = files::parse("settings", &ours)?;
+        files::forgive_missing_files(&file, &mut ours["identity"], &state.settings["identity"]);
         if let Some((field, expected, found)) = difference("settings", &ours, &state.settings) {
             let reason = match field.rsplit('.').next() {
                 Some("total_steps") => ", on which the learning rates of its schedule depend",

@@ -53,22 +53,23 @@ impl Output<'_> {
     }
 }
 
-/// Trains to the end, from the checkpoint `resume` on if there is one, and calls `on_step` after every step and its
-/// evaluations, before its checkpoint is written. At the end each run has its best parameters, if they were kept.
+/// Trains to the end, from the checkpoint `resume` on if there is one, and calls `on_start` before anything is written, when nothing is
+/// left to refuse, and `on_step` after every step and its evaluations, before its checkpoint is written. At the end each run has its
+/// best parameters, if they were kept.
 ///
 /// # Errors
 /// A checkpoint that is not of this training; without one, a directory that has checkpoints already; whatever
-/// [`Trainer::step`] or `on_step` meets; files that cannot be written. What has been written by then stays.
+/// [`Trainer::step`], `on_start` or `on_step` meets; files that cannot be written. What has been written by then stays.
 pub fn fit<B: Backend>(
     backend: &mut B,
     model: &mut Model<B>,
     trainer: &mut Trainer<B>,
     output: &Output<'_>,
     resume: Option<&Path>,
+    on_start: impl FnOnce() -> Result<()>,
     mut on_step: impl FnMut(&mut B, &Model<B>, &StepReport) -> Result<()>,
 ) -> Result<()> {
     output.validate()?;
-    atomic::sweep(output.dir)?;
     let state = match resume {
         Some(path) => trainer.restore(backend, model, path, output.identity)?,
         None => match checkpoint::latest(output.dir)? {
@@ -79,6 +80,8 @@ pub fn fit<B: Backend>(
             None => LogState::default(),
         },
     };
+    on_start()?;
+    atomic::sweep(output.dir)?;
     let runs = trainer.trainable().shape().0;
     let report_to = (output.report_to, trainer.metrics());
     let mut log = TrainLog::open(output.dir, runs, output.logging_steps, trainer.steps(), state, report_to)?;

@@ -52,6 +52,16 @@ impl GenerationEval {
         json!({ "prompts": prompts, "metrics": self.metrics, "identity": self.identity })
     }
 
+    /// What `generation_config.json` of the model says of it.
+    pub fn of_model(&self) -> Value {
+        json!({
+            "stop": self.stop,
+            "repetition_penalty": self.repetition_penalty,
+            "min_new_tokens": self.min_new_tokens,
+            "min_length": self.min_length,
+        })
+    }
+
     /// How the prompts are continued: greedily.
     pub(super) fn generation(&self) -> GenerationConfig<'_> {
         GenerationConfig {

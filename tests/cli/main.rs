@@ -19,6 +19,7 @@ mod grid;
 mod inspect;
 mod merge;
 mod objective;
+mod places;
 mod pretrain;
 mod probe;
 mod profile;

@@ -90,7 +90,7 @@ fn killed_captures_are_resumed_to_the_same_bytes() {
             fs::remove_file(out.join(last)).expect("removes");
         }
         assert!(shards(&out) >= at, "killed between shards");
-        put(&out, ".tmp-left", "of a write that was going on");
+        put(&out, ".tmp-llamaprobe-left", "of a write that was going on");
         let refused = line(d, &capture).refused();
         assert!(refused.contains("interrupted capture (resume it, or remove them)"), "{refused}");
         let said = line(d, &format!("{capture} {RESUME}")).ok().err;

@@ -82,10 +82,18 @@ impl<'a> Training<'a> {
             identity: &self.identity,
         };
         let mut steps = Vec::new();
-        fit(backend, &mut model, &mut trainer, &output, resume, |_, _, report| {
-            steps.push(report.step);
-            Ok(())
-        })?;
+        fit(
+            backend,
+            &mut model,
+            &mut trainer,
+            &output,
+            resume,
+            || Ok(()),
+            |_, _, report| {
+                steps.push(report.step);
+                Ok(())
+            },
+        )?;
         let total = trainer.total_steps();
         assert_eq!(steps.last().copied().unwrap_or(total), total);
         Ok(params(backend, &trainer))
@@ -156,8 +164,8 @@ fn resume_from_any_step_ends_byte_for_byte_as_if_never_stopped() {
         }
         let text = fs::read_to_string(undisturbed.path().join(LOG_FILE)).expect("a log");
         fs::write(dir.path().join(LOG_FILE), format!("{text}{{\"current_st")).expect("a log");
-        fs::create_dir_all(dir.path().join(".tmp-dead/new")).expect("a directory");
-        fs::write(dir.path().join(".tmp-file"), "half").expect("a file");
+        fs::create_dir_all(dir.path().join(".tmp-llamaprobe-dead/new")).expect("a directory");
+        fs::write(dir.path().join(".tmp-llamaprobe-file"), "half").expect("a file");
         assert_eq!(checkpoint::latest(dir.path()).expect("a listing"), Some(path.clone()));
 
         let training = Training { save_steps: 9, ..Training::new(dir.path()) };
@@ -221,7 +229,7 @@ fn checkpoints_are_limited_in_number_and_the_latest_is_the_last() {
         configs: &[config()],
         identity: &training.identity,
     };
-    fit(backend, &mut model, &mut trainer, &output, None, |_, _, _| Ok(())).expect("a training");
+    fit(backend, &mut model, &mut trainer, &output, None, || Ok(()), |_, _, _| Ok(())).expect("a training");
     assert_eq!(names(dir.path()), ["checkpoint-12", "checkpoint-9", LOG_FILE]);
     let latest = checkpoint::latest(dir.path()).expect("a listing").expect("a checkpoint");
     assert!(latest.ends_with("checkpoint-12"), "by number, not by name");

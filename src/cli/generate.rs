@@ -123,6 +123,9 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling> {
     if !(args.top_p > 0.0 && args.top_p <= 1.0) {
         return Err(Error::argument("--top-p", "a number above 0 and up to 1", args.top_p));
     }
+    if args.num_beams == 0 {
+        return Err(Error::argument("--num-beams", "at least 1", 0));
+    }
     if !args.length_penalty.is_finite() {
         return Err(Error::argument("--length-penalty", "a number", args.length_penalty));
     }

@@ -12,7 +12,7 @@ use crate::formats::lines::LineFile;
 use crate::formats::safetensors;
 use crate::formats::tokenizer::{self, Tokenizer};
 use crate::model::{FullTuning, Model};
-use crate::task::synthetic::evaluate::{Set, accuracies, encode};
+use crate::task::synthetic::evaluate::{Set, accuracies, check_labels, encode};
 use crate::task::synthetic::{self, Curriculum, Episode};
 use crate::train::data::TrainSequence;
 use crate::train::fit::Output;
@@ -41,6 +41,13 @@ pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
         "model_max_length": args.max_position_embeddings,
     });
     let tokenizer = Tokenizer::parse(&args.out, &text, &tokenizer_config.to_string())?;
+    evaluated(args).try_for_each(|(_, episodes)| check_labels(&tokenizer, &episodes)).map_err(|error| match error {
+        Error::Field { field, found, .. } => {
+            let expected = format!("so many that each label is a token ({field} is {found})");
+            Error::argument("--vocab-size", expected, args.vocab_size)
+        }
+        other => other,
+    })?;
     let written = written_config(args, tokenizer.vocab_size());
     let config = ModelConfig::parse(args.out.join("config.json"), &written.to_string()).map_err(as_argument)?;
     let settings = RunSettings {
@@ -60,6 +67,12 @@ pub fn run(args: &PretrainArgs) -> Result<(), Failure> {
     settings.validate()?;
     let files = [("config.json", written), ("tokenizer_config.json", tokenizer_config)];
     dispatch(&args.common, Dtype::F32, Pretrain { args, config, settings, tokenizer, text, files })
+}
+
+/// The episodes of an evaluation.
+fn evaluated(args: &PretrainArgs) -> impl Iterator<Item = (Set, Vec<Episode>)> {
+    let (count, lines) = (args.eval_episodes, SHOTS.iter().max().copied().unwrap_or(0) + 1);
+    Set::ALL.into_iter().map(move |set| (set, set.episodes(EVAL_SEED, count, lines)))
 }
 
 /// Refuses flags of a model that is there already.
@@ -196,9 +209,7 @@ impl Evaluation<'_> {
             }
         };
         let mut line = Map::from_iter([("step".to_owned(), json!(step))]);
-        let lines = SHOTS.iter().max().copied().unwrap_or(0) + 1;
-        for set in Set::ALL {
-            let episodes = set.episodes(EVAL_SEED, args.eval_episodes, lines);
+        for (set, episodes) in evaluated(args) {
             let accuracy = accuracies(backend, model, self.tokenizer, &episodes, args.batch_tokens)?;
             line.insert(set.name().to_owned(), SHOTS.iter().map(|&k| (k.to_string(), json!(accuracy[k]))).collect());
         }

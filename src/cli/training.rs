@@ -406,6 +406,7 @@ impl<A: Serialize> Training<'_, A> {
         let (mut stepped, mut claim) = (false, None);
         let on_start = || {
             claim = Some(atomic::Claim::new(&out)?);
+            training_results::note_others(&out, configs.len(), is_grid);
             match apart.is_empty() {
                 true => resolve::write_config(&out, command, args),
                 false => apart.iter().try_for_each(|(args, dir)| resolve::write_config(dir, command, args)),

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Failure, output};
 use crate::Result;
-use crate::formats::atomic;
+use crate::formats::{adapter, atomic};
 use crate::train::scores::{BestBy, Score};
 
 /// Name of the file that compares the runs of a grid.
@@ -81,6 +81,26 @@ impl RunResult {
         }
         value.insert("tokens".into(), json!(self.tokens));
         Value::Object(value)
+    }
+}
+
+/// Says which files of an earlier training of another form stay in a directory, where those of one of so many runs come to lie.
+pub fn note_others(dir: &Path, runs: usize, is_grid: bool) {
+    let is_other = |name: &str| match name {
+        RESULTS_FILE => !is_grid,
+        RUN_FILE => !is_grid || runs > 1,
+        // The last is a README.md, which may be anybody's.
+        _ if adapter::FILES[..3].contains(&name) => runs > 1,
+        _ => name
+            .strip_prefix("run-")
+            .and_then(|run| run.parse().ok())
+            .is_some_and(|run: usize| runs == 1 || run >= runs),
+    };
+    let names = atomic::entries(dir).into_iter().filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
+    let others: Vec<String> = names.filter(|name| is_other(name)).collect();
+    if !others.is_empty() {
+        let (dir, others) = (dir.display(), others.join(", "));
+        output::note(format_args!("{dir}: {others} of an earlier training stay beside what this one writes"));
     }
 }
 

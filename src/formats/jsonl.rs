@@ -19,7 +19,7 @@ pub use conversation::Conversation;
 
 use super::chat::Message;
 use super::json::{self, Fields};
-use super::lines::{Lines, at, first, full};
+use super::lines::{Lines, at, full};
 use crate::{Error, Result};
 use near::Kind;
 
@@ -174,8 +174,10 @@ pub type Rows<'a> = Box<dyn Iterator<Item = Result<(PathBuf, Value)>> + 'a>;
 /// # Errors
 /// The file cannot be read, or a line is not JSON.
 pub fn rows(path: &Path) -> Result<Rows<'_>> {
-    if first(path)?.is_some_and(|line| line.trim_start().starts_with('['))
-        && let Value::Array(list) = json::read(path)?
+    // Opened once, since a pipe has its text but once.
+    let mut lines = full(path)?.peekable();
+    if matches!(lines.peek(), Some(Ok((_, line))) if line.trim_start().starts_with('['))
+        && let Value::Array(list) = json::parse(path, &joined(lines.by_ref())?)?
     {
         let located = |(i, value)| Ok((PathBuf::from(format!("{}[{i}]", path.display())), value));
         return Ok(Box::new(list.into_iter().enumerate().map(located)));
@@ -186,7 +188,19 @@ pub fn rows(path: &Path) -> Result<Rows<'_>> {
         let value = json::parse(&location, &text).map_err(|error| no_row(path, &location, &text, error))?;
         Ok((location, value))
     };
-    Ok(Box::new(full(path)?.map(parse)))
+    Ok(Box::new(lines.map(parse)))
+}
+
+/// Lines as one text, in which each has its number.
+fn joined(lines: impl Iterator<Item = Result<(usize, String)>>) -> Result<String> {
+    let (mut text, mut last) = (String::new(), 1);
+    for line in lines {
+        let (number, line) = line?;
+        text.extend(std::iter::repeat_n('\n', number - last));
+        text.push_str(&line);
+        last = number;
+    }
+    Ok(text)
 }
 
 /// The error of a line that is no JSON, in other words where the file is of another known kind.
@@ -199,8 +213,8 @@ fn no_row(path: &Path, location: &Path, line: &str, error: Error) -> Error {
     if line.trim_end().ends_with("},") {
         return Error::field(location, "line", expected, "an object with a comma behind it");
     }
-    match json::read(path) {
-        Ok(Value::Object(map)) => {
+    match path.is_file().then(|| json::read(path)) {
+        Some(Ok(Value::Object(map))) => {
             let list = map.iter().find(|(_, value)| value.is_array()).map(|(key, _)| format!("; its {key} is a list"));
             let found = format!("one object over many lines{}", list.unwrap_or_default());
             Error::field(path, "rows", expected, found)

@@ -36,6 +36,8 @@ fn generate_prints_prompt_and_continuation() {
     let dir = workplace();
     let shown = line(dir.path(), "generate --model {}/model --prompt the --max-new-tokens 0").ok();
     assert_eq!(shown.out, "the\n");
+    let error = line(dir.path(), "generate --model {}/model --prompt the --num-beams 0").refused();
+    assert!(error.contains("--num-beams: expected at least 1, found 0"), "{error}");
 }
 
 /// What no release of transformers knows is said; what published files have and changes nothing is not.

@@ -1,16 +1,19 @@
 //! Where commands write: what is there already, who else is at work there, and what they go on from.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::Value;
 
 use super::compare::{COMPARE, data};
 use super::trained::DATA;
-use super::{line, put, workplace};
+use super::{line, program, put, words, workplace};
 use crate::support::tiny_model::TinyModel;
 
 const TRAIN: &str = "--model {}/model --train {}/lora.jsonl --max-steps 2 --save-steps 1 --device cpu";
+const SHORT: &str = "--model {}/model --train {}/lora.jsonl --max-steps 1 --device cpu";
 const RESUME: &str = "--resume-from-checkpoint latest";
 
 /// Changes a file of the model, and back.
@@ -201,4 +204,47 @@ fn models_are_written_where_a_link_leads() {
     assert!(d.join("link").is_symlink() && d.join("real/model.safetensors").exists());
     let error = line(d, &format!("{quantize} {{}}/link")).refused();
     assert!(error.contains("a new or empty directory"), "{error}");
+}
+
+#[test]
+fn files_of_an_earlier_training_that_stay_are_named() {
+    let dir = workplace();
+    let d = dir.path();
+    put(d, "lora.jsonl", DATA);
+    let train = |flags: &str| line(d, &format!("train-lora {SHORT} --out {{}}/out {flags}")).ok().err;
+    let again = |flags: &str, expected: &str| {
+        let said = train(flags);
+        let wanted = format!("out: {expected} of an earlier training stay beside what this one writes");
+        assert_eq!(said.contains("of an earlier training"), !expected.is_empty(), "{flags}: {said}");
+        assert!(expected.is_empty() || said.contains(&wanted), "{flags}: {said}");
+    };
+    again("--r 2,4,8", "");
+    again("--r 2,4,8", "");
+    again("--r 2,4", "run-002");
+    again("--r 2", "results.json, run-000, run-001, run-002");
+    again("--r 4,8", "adapter_config.json, adapter_model.safetensors, run-002");
+}
+
+#[cfg(unix)]
+#[test]
+fn rows_come_through_pipes() {
+    let dir = workplace();
+    let d = dir.path();
+    let rows = ["{\"prompt\": \"a\", \"completion\": \" b\"}", "{\"prompt\": \"the\", \"completion\": \" pot\"}"];
+    let lines = format!("\n{}\n\n{}\n", rows[0], rows[1]);
+    let list = format!("[{},\n\n{}]", rows[0], rows[1]);
+    for (text, out) in [(&lines, "lines"), (&list, "list")] {
+        put(d, "rows.jsonl", text);
+        let train = |from: &str, out: &str| {
+            let flags = "--max-steps 1 --device cpu --json";
+            words(d, &format!("train-lora --model {{}}/model --train {from} --out {{}}/{out} {flags}"))
+        };
+        let mut child =
+            program(train("/dev/stdin", out)).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("starts");
+        child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("writes");
+        assert!(child.wait().expect("a child").success(), "{out}");
+        super::run(train("{}/rows.jsonl", &format!("{out}-file"))).ok();
+        let weights = |name: &str| fs::read(d.join(name).join("adapter_model.safetensors")).expect("an adapter");
+        assert!(weights(out) == weights(&format!("{out}-file")), "{out}");
+    }
 }

@@ -71,6 +71,7 @@ fn pretrain_refuses_bad_settings_before_writing() {
     for (flags, part) in [
         ("--min-lr-rate 2", "--min-lr-rate"),
         ("--vocab-size 100", "--vocab-size"),
+        ("--vocab-size 300 --eval-episodes 1", "--vocab-size: expected so many that each label is a token ("),
         ("--hidden-size 15", "--num-attention-heads: expected a divisor of hidden_size 15, found 4"),
         ("--hidden-size 12", "--num-attention-heads: expected an even head width"),
         ("--num-hidden-layers 0", "--num-hidden-layers: expected "),

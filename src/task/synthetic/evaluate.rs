@@ -141,6 +141,14 @@ pub fn accuracies<B: Backend>(
     Ok(correct.into_iter().map(|correct| correct as f64 / episodes.len() as f64).collect())
 }
 
+/// Refuses a tokenizer with which [`accuracies`] cannot be had of these episodes.
+///
+/// # Errors
+/// A label of several tokens, as the field.
+pub fn check_labels(tokenizer: &Tokenizer, episodes: &[Episode]) -> Result<()> {
+    episodes.iter().flat_map(|episode| &episode.labels).try_for_each(|label| label_id(tokenizer, label).map(drop))
+}
+
 /// The token of a label word.
 ///
 /// # Errors

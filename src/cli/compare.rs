@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use super::args::CompareArgs;
 use super::device::{Job, dispatch};
@@ -198,8 +198,7 @@ impl Inputs {
     ) -> Result<(), Failure> {
         let Self { settings, tokenizer, sources, edits } = self;
         // What was said otherwise comes before what it changed.
-        let mut of_files: Map<String, Value> =
-            args.common.load_in.iter().map(|to| ("load_in".to_owned(), json!(to))).collect();
+        let mut of_files = Map::from_iter([("load_in".to_owned(), json!(args.common.load_in))]);
         of_files.extend(files.identity()?);
         // Of what `generation_config.json` says, the one thing that is done here.
         of_files.insert("stops".to_owned(), json!(tokenizer.stops()));

@@ -354,9 +354,8 @@ impl<A: Serialize> Training<'_, A> {
         let Self { command, args, training, files, options, runs: named, is_grid, mut identity, objective, apart } =
             self;
         let options = options.towards(objective.is_some());
-        if let Some(to) = training.common.load_in {
-            identity["load_in"] = json!(to);
-        }
+        // What was said otherwise comes before what it changed.
+        identity["load_in"] = json!(training.common.load_in);
         if let Some(teacher) = objective::identity(&training.objective) {
             identity["objective"] = teacher;
         }

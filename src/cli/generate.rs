@@ -129,7 +129,7 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling> {
     if !args.length_penalty.is_finite() {
         return Err(Error::argument("--length-penalty", "a number", args.length_penalty));
     }
-    Ok(match temperature {
+    let sampling = match temperature {
         0.0 if args.num_beams == 1 => Sampling::Greedy,
         0.0 => Sampling::Beam { beams: args.num_beams, length_penalty: args.length_penalty },
         temperature => Sampling::Random {
@@ -138,7 +138,9 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling> {
             top_p: (args.top_p < 1.0).then_some(args.top_p),
             seed: args.seed,
         },
-    })
+    };
+    GenerationConfig { sampling, ..GenerationConfig::greedy(args.max_new_tokens) }.validate()?;
+    Ok(sampling)
 }
 
 /// What `generation_config.json` asks for, less what flags say otherwise.
@@ -180,10 +182,13 @@ impl Job for Generate<'_> {
             None => None,
         };
         let run = adaptation.as_ref().map(|_| 0);
-        // A position that a prompt has not is refused before anything is shown.
+        // A position that a prompt or the model has not is refused before anything is shown.
         let soft = adaptation.as_ref().map_or(0, |adaptation| adaptation.prompts[0]);
         let mut sequences: Vec<Sequence> = prompts.iter().map(|ids| Sequence::prompted(soft, ids, run)).collect();
         EditPlan::new(&edits, &mut sequences)?;
+        let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
+        let limits = GenerationConfig { max_length: args.max_length, ..GenerationConfig::greedy(args.max_new_tokens) };
+        files.config.check_prompts(&lengths, &limits)?;
         let continuation = Continuation::new(args, &files, tokenizer.as_ref(), &edits)?;
         // One text is shown as it grows; several would interleave, and a stop string must not be seen.
         let growing = prompts.len() == 1 && !args.common.json && args.stop.is_empty();

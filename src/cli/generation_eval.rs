@@ -12,6 +12,7 @@ use crate::formats::generation_config::{Decoding, GenerationDefaults};
 use crate::formats::jsonl::{Conversation, Example, Row};
 use crate::formats::stops::Stops;
 use crate::formats::tokenizer::Tokenizer;
+use crate::model::GenerationConfig;
 use crate::task::{self, metrics::Metric};
 use crate::train::generation_eval::GenerationEval;
 use crate::{Error, Result};
@@ -32,8 +33,9 @@ pub fn from_args(args: &EvalArgs, rows: &[Row], files: &ModelFiles) -> Result<Ge
     super::training::distinct("--metrics", &metrics.iter().copied().map(key).collect::<Vec<_>>())?;
     let asked = GenerationDefaults::load(&files.path, Decoding::Greedy)?;
     let limit = args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
-    if limit == 0 {
-        return Err(Error::argument("--max-new-tokens", "at least 1 beside --predict-with-generate", limit));
+    if limit == 0 || limit > GenerationConfig::MOST_NEW_TOKENS {
+        let expected = format!("from 1 to {} beside --predict-with-generate", GenerationConfig::MOST_NEW_TOKENS);
+        return Err(Error::argument("--max-new-tokens", expected, limit));
     }
     if args.stop.iter().any(String::is_empty) {
         return Err(Error::argument("--stop", "a text", "an empty one"));

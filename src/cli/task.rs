@@ -27,6 +27,8 @@ const TRAIN: &str = "train";
 const EPISODE_LINES: usize = 9;
 /// Numbers of demonstrations (shots) of the evaluation.
 const SHOTS: [usize; 7] = [0, 1, 2, 4, 8, 10, 16];
+/// Episodes at most that are printed, or evaluated of a set.
+const MOST_EPISODES: usize = 100_000;
 /// Maximum tokens per batch of the evaluation.
 const BATCH_TOKENS: usize = 4096;
 
@@ -54,6 +56,9 @@ pub fn run(args: &TaskArgs) -> Result<(), Failure> {
         return Err(Error::argument(*flag, "a task of examples", SYNTHETIC).into());
     }
     if args.evaluate {
+        if let Some(count) = args.episodes.filter(|count| !(1..=MOST_EPISODES).contains(count)) {
+            return Err(Error::argument("--episodes", format!("from 1 to {MOST_EPISODES}"), count).into());
+        }
         let files = resolve::base_model(model_name(args), &args.common)?;
         let (tokenizer, dtype) = (files.tokenizer()?, files.dtype);
         return dispatch(&args.common, dtype, Evaluate { args, files, tokenizer });
@@ -78,6 +83,9 @@ fn model_name(args: &TaskArgs) -> &str {
 /// The episodes to print.
 fn episodes(args: &TaskArgs) -> Result<Vec<Episode>> {
     let (wanted, show) = (args.set.as_deref().unwrap_or(TRAIN), args.show.unwrap_or(5));
+    if show > MOST_EPISODES {
+        return Err(Error::argument("--show", format!("at most {MOST_EPISODES} episodes"), show));
+    }
     if wanted == TRAIN {
         return Ok(synthetic::training(&Curriculum::default(), args.seed, 1, 2, show));
     }

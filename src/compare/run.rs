@@ -55,6 +55,15 @@ impl Comparison<'_> {
             plan["edits"] = Edit::fingerprint(self.edits).into();
         }
         let _claim = begin(out, &mut plan)?;
+        for data in &task_data {
+            data.warn()?;
+            if let Some((learned, [test, train])) = data.learned().filter(|(_, [test, train])| test + train > 0) {
+                let task = data.task;
+                note(&format!(
+                    "{task}: {test} test and {train} train examples left out, longer than the {learned} positions that the model learned"
+                ));
+            }
+        }
         let store = Store::open(out)?;
         let mut runner = Runner { backend, model, comparison: self, task_data: &task_data, store: &store, note };
         for target in 0..task_data.len() {
@@ -120,7 +129,7 @@ impl<B: Backend> Runner<'_, B> {
             let key = CellKey { arm, source: None, target: task.to_string(), length: None, seed };
             if self.store.cell(&key)?.is_none() {
                 (self.note)(&format!("{key}: writes"));
-                let contexts = self.task_data[target].contexts(arm, seed)?;
+                let contexts = self.contexts(target, arm, seed)?;
                 self.write(&[(key, None)], target, &contexts, None)?;
             }
         }
@@ -171,13 +180,27 @@ impl<B: Backend> Runner<'_, B> {
                 continue;
             }
             let adaptation = training::load(self.backend, self.model, self.comparison.base, &missing, self.store)?;
-            let contexts = self.task_data[target].contexts(arm, None)?;
+            let contexts = self.contexts(target, arm, None)?;
             let keys: Vec<(CellKey, Option<usize>)> =
                 missing.iter().enumerate().map(|(run, t)| (key(t), Some(run))).collect();
             (self.note)(&format!("{} of {task} on {}: {} write", arm.name(), self.task_data[target].task, keys.len()));
             self.write(&keys, target, &contexts, Some(&adaptation))?;
         }
         Ok(())
+    }
+
+    /// The prompts of an arm; says how many lost demonstrations to the positions that the model learned.
+    fn contexts(&mut self, target: usize, arm: Arm, seed: Option<u64>) -> Result<Vec<PromptContext>> {
+        let data = &self.task_data[target];
+        let contexts = data.contexts(arm, seed)?;
+        let shortened = contexts.iter().filter(|context| context.dropped > 0).count();
+        if let Some((learned, _)) = data.learned().filter(|_| shortened > 0) {
+            let (arm, task, all) = (arm.name(), data.task, contexts.len());
+            (self.note)(&format!(
+                "{arm} on {task}: {shortened} of {all} prompts lose demonstrations, to fit the {learned} positions that the model learned"
+            ));
+        }
+        Ok(contexts)
     }
 
     /// Lets the model answer every prompt in every cell, and saves the cells.

@@ -3,12 +3,18 @@
 use serde::{Deserialize, Serialize};
 
 use crate::arch::Family;
+use crate::model::GenerationConfig;
 use crate::probe::arm::Arm;
 use crate::train::settings::RunSettings;
 use crate::{Error, Result};
 
 /// The arms that a comparison may have.
 pub const ARMS: [Arm; 6] = [Arm::ZeroShot, Arm::IclRandom, Arm::IclRetrieved, Arm::Lora, Arm::Pt, Arm::Ipt];
+
+/// Groups of queries at most.
+const MOST_BINS: usize = 10_000;
+/// Resamples of a confidence interval at most.
+const MOST_RESAMPLES: usize = 10_000_000;
 
 /// By what demonstrations are retrieved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +64,7 @@ pub struct CompareSettings {
     pub train_examples: usize,
     /// Positions of a sequence at most: soft prompt (the longest), demonstrations, query and answer. What is longer
     /// loses demonstrations, those least like the query first, and what then is still longer is skipped; nothing is
-    /// truncated. None means any number.
+    /// truncated. None means any number. Of a model that learned its positions there are never more than those.
     pub max_length: Option<usize>,
     /// New tokens at most.
     pub max_new_tokens: usize,
@@ -125,16 +131,18 @@ impl CompareSettings {
         let lengths = !self.lengths.is_empty() && !self.lengths.contains(&0) && !twice(&self.lengths);
         let soft = self.arms.iter().any(|arm| arm.has_soft_prompt());
         check(!soft || lengths, "lengths", "lengths from 1, each once", format!("{:?}", self.lengths))?;
-        for (name, value) in [
-            ("queries", self.queries),
-            ("train_examples", self.train_examples),
-            ("max_new_tokens", self.max_new_tokens),
-            ("num_beams", self.num_beams),
-            ("bins", self.bins),
-            ("rows", self.rows),
-            ("r", self.r),
-        ] {
+        for (name, value) in
+            [("queries", self.queries), ("train_examples", self.train_examples), ("rows", self.rows), ("r", self.r)]
+        {
             check(value > 0, name, "at least 1", value.to_string())?;
+        }
+        for (name, value, least, most) in [
+            ("max_new_tokens", self.max_new_tokens, 1, GenerationConfig::MOST_NEW_TOKENS),
+            ("num_beams", self.num_beams, 1, GenerationConfig::MOST_BEAMS),
+            ("bins", self.bins, 1, MOST_BINS),
+            ("resamples", self.resamples, 0, MOST_RESAMPLES),
+        ] {
+            check((least..=most).contains(&value), name, &format!("from {least} to {most}"), value.to_string())?;
         }
         if self.arms.contains(&Arm::Lora) {
             family.targets(&self.target_modules)?;

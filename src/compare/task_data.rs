@@ -9,6 +9,7 @@ use super::cells::Generation;
 use super::inputs::{Comparison, Source};
 use super::retrieval::{Chosen, Index};
 use super::settings::CompareSettings;
+use crate::arch::ModelConfig;
 use crate::backend::Backend;
 use crate::formats::tokenizer::Tokenizer;
 use crate::model::Model;
@@ -17,7 +18,7 @@ use crate::random::Rng;
 use crate::task::demonstrations::sample_for;
 use crate::task::prompts::Prompts;
 use crate::task::retrieval::Retrieved;
-use crate::task::{Example, Task, Template};
+use crate::task::{Example, Task, Template, unreachable};
 use crate::train::data::{IGNORE_INDEX, TrainSequence};
 use crate::{Error, Result, hash};
 
@@ -48,6 +49,7 @@ pub struct TaskData<'a> {
     pub queries: Chosen,
     tokenizer: &'a Tokenizer,
     settings: &'a CompareSettings,
+    room: Room,
     index: Index,
     /// Rows and examples by what became of them.
     counts: BTreeMap<String, usize>,
@@ -70,7 +72,8 @@ impl<'a> TaskData<'a> {
         let Comparison { tokenizer, settings, .. } = *comparison;
         source.template.check_columns(source.train.examples.iter().chain(&source.test.examples))?;
         let mut counts = BTreeMap::new();
-        let (pool, queries) = choose(tokenizer, settings, source, &mut counts)?;
+        let room = Room::new(settings, comparison.base.config);
+        let (pool, queries) = choose(tokenizer, (settings, room), source, &mut counts)?;
         if queries.examples.is_empty() || pool.examples.len() < 2 {
             let shared = counts.get(OF_QUERIES).is_some_and(|n| *n > 0);
             if shared && !queries.examples.is_empty() {
@@ -90,7 +93,25 @@ impl<'a> TaskData<'a> {
         let texts = examples.flat_map(|e| [e.input.as_str(), "\0", &e.output, "\0"]);
         let fingerprint = hash::fnv1a(texts.flat_map(str::bytes));
         let (task, template) = (&source.task, &source.template);
-        Ok(Self { task, template, pool, queries, tokenizer, settings, index, counts, fingerprint })
+        Ok(Self { task, template, pool, queries, tokenizer, settings, room, index, counts, fingerprint })
+    }
+
+    /// The positions that the model learned, where they are what prompts must fit into, and how many test and train examples
+    /// are left out since they do not.
+    pub fn learned(&self) -> Option<(usize, [usize; 2])> {
+        let left_out = ["test", "train"].map(|side| self.counts[&self.room.left_out(side)]);
+        Some((self.room.learned?, left_out))
+    }
+
+    /// Says which queries no output can match.
+    ///
+    /// # Errors
+    /// A failure of the tokenizer.
+    pub fn warn(&self) -> Result<()> {
+        let stops: Vec<&str> = self.settings.stop.iter().map(String::as_str).chain(self.template.stop()).collect();
+        let prompts = Prompts::new(self.tokenizer, self.template);
+        let (queries, most) = (&self.queries.examples, self.settings.max_new_tokens);
+        unreachable::warn_of_cut(self.task, (&prompts, self.template), queries, &stops, most)
     }
 
     /// What the examples are, for the plan.
@@ -198,13 +219,12 @@ impl<'a> TaskData<'a> {
         reserve: usize,
         mut encode: impl FnMut(&str) -> Result<Vec<u32>>,
     ) -> Result<(Vec<u32>, Vec<Retrieved>, usize)> {
-        let room = room(self.settings);
         let all = retrieved.len();
         loop {
             let demonstration = |r: &Retrieved| self.template.demonstration(&self.pool.examples[r.index]);
             let before: String = retrieved.iter().map(demonstration).collect();
             let ids = encode(&(before + &self.template.query(example)))?;
-            if retrieved.is_empty() || room.is_none_or(|room| ids.len() + reserve <= room) {
+            if retrieved.is_empty() || self.room.fits(ids.len() + reserve) {
                 let dropped = all - retrieved.len();
                 return Ok((ids, retrieved, dropped));
             }
@@ -213,15 +233,41 @@ impl<'a> TaskData<'a> {
     }
 }
 
-/// Positions of a sequence beside the longest soft prompt; none means any number.
-fn room(settings: &CompareSettings) -> Option<usize> {
-    settings.max_length.map(|max| max.saturating_sub(settings.longest_prompt()))
+/// Positions of a sequence beside the longest soft prompt.
+#[derive(Clone, Copy)]
+struct Room {
+    /// None means any number.
+    most: Option<usize>,
+    /// The positions that the model learned, where they are the limit.
+    learned: Option<usize>,
+}
+
+impl Room {
+    fn new(settings: &CompareSettings, config: &ModelConfig) -> Self {
+        let (asked, learned) = (settings.max_length, config.learned_positions());
+        let learned = learned.filter(|&learned| asked.is_none_or(|asked| learned < asked));
+        let most = learned.or(asked).map(|most| most.saturating_sub(settings.longest_prompt()));
+        Self { most, learned }
+    }
+
+    /// The key of the count of a side's examples that do not fit.
+    fn left_out(self, side: &str) -> String {
+        let why = match self.learned {
+            Some(_) => "longer than the positions that the model learned",
+            None => "longer than --max-length",
+        };
+        format!("{side} examples left out: {why}")
+    }
+
+    fn fits(self, positions: usize) -> bool {
+        self.most.is_none_or(|most| positions <= most)
+    }
 }
 
 /// Chooses pool and queries, and counts what becomes of the rows. The counts' keys are those of the plan.
 fn choose(
     tokenizer: &Tokenizer,
-    settings: &CompareSettings,
+    (settings, room): (&CompareSettings, Room),
     source: &Source,
     counts: &mut BTreeMap<String, usize>,
 ) -> Result<(Chosen, Chosen)> {
@@ -236,13 +282,13 @@ fn choose(
         examples: indices.iter().map(|&i| all[i].clone()).collect(),
         indices,
     };
-    let (mut indices, long) = shuffled(tokenizer, settings, source, &source.test.examples)?;
-    count("test examples left out: longer than --max-length", long);
+    let (mut indices, long) = shuffled(tokenizer, (settings, room), source, &source.test.examples)?;
+    count(&room.left_out("test"), long);
     indices.truncate(settings.queries);
     let queries = pick(&source.test.examples, indices);
     let inputs: HashSet<&str> = queries.examples.iter().map(|q| q.input.as_str()).collect();
-    let (mut indices, long) = shuffled(tokenizer, settings, source, &source.train.examples)?;
-    count("train examples left out: longer than --max-length", long);
+    let (mut indices, long) = shuffled(tokenizer, (settings, room), source, &source.train.examples)?;
+    count(&room.left_out("train"), long);
     let before = indices.len();
     indices.retain(|&i| !inputs.contains(source.train.examples[i].input.as_str()));
     count(OF_QUERIES, before - indices.len());
@@ -256,7 +302,7 @@ fn choose(
 /// not fit.
 fn shuffled(
     tokenizer: &Tokenizer,
-    settings: &CompareSettings,
+    (settings, room): (&CompareSettings, Room),
     source: &Source,
     all: &[Example],
 ) -> Result<(Vec<usize>, usize)> {
@@ -267,10 +313,7 @@ fn shuffled(
         let generated = prompts.prompt::<&str>(&query, &[])?.token_ids.len() + settings.max_new_tokens;
         Ok(generated.max(prompts.training_example(&query, &example.output)?.input_ids.len() + 1))
     };
-    let fits = |example: &Example| match room(settings) {
-        None => Ok(true),
-        Some(room) => Ok(length(example)? <= room),
-    };
+    let fits = |example: &Example| Ok(room.most.is_none() || room.fits(length(example)?));
     let fits: Vec<bool> = all.par_iter().map(fits).collect::<Result<_>>()?;
     let mut order: Vec<usize> = (0..all.len()).filter(|&i| fits[i]).collect();
     Rng::new(settings.split_seed).shuffle(&mut order);

@@ -31,6 +31,11 @@ impl ModelConfig {
         }
     }
 
+    /// The number of positions of a model that learned them, and has no others.
+    pub fn learned_positions(&self) -> Option<usize> {
+        matches!(self.positions, Positions::Learned { .. }).then_some(self.max_position_embeddings)
+    }
+
     /// Elements of a row that a norm reads.
     pub(super) fn norm_width(&self, at: NormSite) -> usize {
         match at {

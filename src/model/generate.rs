@@ -6,7 +6,7 @@ use super::decoder::{Decoder, DecoderSize};
 use super::layout::Layout;
 use super::sampling::{GenerationConfig, Sampling};
 use super::search::{Scratch, Search};
-use crate::arch::{ModelConfig, Positions, Rope, RopeKind};
+use crate::arch::{ModelConfig, Rope, RopeKind};
 use crate::backend::Backend;
 use crate::hooks::{EditPlan, EditRows};
 use crate::pack::{Label, Pack, PackBuilder, Parent, Sequence, Token};
@@ -29,7 +29,8 @@ impl<B: Backend> Model<B> {
     /// depend on the others.
     ///
     /// # Errors
-    /// A model without a head, an empty prompt, no beam, logits that are not numbers, or a failing device.
+    /// A model without a head, an empty prompt, a prompt behind which a model that learned its positions has none left,
+    /// settings out of their domain, logits that are not numbers, or a failing device.
     pub fn generate(
         &self,
         backend: &mut B,
@@ -42,21 +43,16 @@ impl<B: Backend> Model<B> {
             return Err(Error::argument(format!("prompt {i}"), "at least one token", "none"));
         }
         self.config.require_head()?;
-        if generation.width() == 0 {
-            return Err(Error::argument("num_beams", "at least 1", 0));
-        }
-        // A model that learned its positions has no others.
-        let learned =
-            matches!(self.config.positions, Positions::Learned { .. }).then_some(self.config.max_position_embeddings);
-        let max_length = generation.max_length.into_iter().chain(learned).min();
-        let generation = &GenerationConfig { max_length, ..generation.clone() };
+        generation.validate()?;
         let soft = |run: Option<usize>| adaptation.zip(run).map_or(0, |(adaptation, run)| adaptation.prompts[run]);
         let mut sequences: Vec<Sequence> =
             prompts.iter().map(|p| Sequence::prompted(soft(p.run), &p.ids, p.run)).collect();
-        self.check_window(
-            sequences.iter().map(|s| s.tokens.len() + generation.limit(s.tokens.len())).max().unwrap_or(0),
-        )?;
         let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
+        self.config.check_prompts(&lengths, generation)?;
+        let asked = generation;
+        let max_length = asked.max_length.into_iter().chain(self.config.learned_positions()).min();
+        let generation = &GenerationConfig { max_length, ..asked.clone() };
+        self.check_window(lengths.iter().map(|&len| len + generation.limit(len)).max().unwrap_or(0))?;
         let plan = &EditPlan::new(generation.edits, &mut sequences)?;
         let mut done = Vec::with_capacity(prompts.len());
         while done.len() < prompts.len() {
@@ -65,7 +61,36 @@ impl<B: Backend> Model<B> {
             let batch = Batch { model: self, adaptation, generation, plan, prompts: &prompts[first..last], first };
             done.extend(batch.run(backend, &sequences[first..last], on_token)?);
         }
+        let cut = |(tokens, len): &(&Vec<u32>, &usize)| {
+            tokens.len() < asked.limit(**len) && tokens.len() == generation.limit(**len) && !generation.is_ended(tokens)
+        };
+        let (cut, all) = (done.iter().zip(&lengths).filter(cut).count(), done.len());
+        if let Some(learned) = self.config.learned_positions().filter(|_| cut > 0) {
+            log::warn!(
+                "{cut} of {all} continuations end at the last of the {learned} positions that the model learned"
+            );
+        }
         Ok(done)
+    }
+}
+
+impl ModelConfig {
+    /// Refuses prompts of these positions, a soft prompt's included, of which one leaves none that the model learned to the
+    /// first new token.
+    ///
+    /// # Errors
+    /// `a prompt`: its length.
+    pub fn check_prompts(&self, lengths: &[usize], generation: &GenerationConfig) -> Result<()> {
+        let Some(learned) = self.learned_positions() else { return Ok(()) };
+        match lengths.iter().find(|&&len| len >= learned && generation.limit(len) > 0) {
+            Some(len) => {
+                let most = learned.saturating_sub(1);
+                let expected =
+                    format!("at most {most} tokens, one less than the {learned} positions that the model learned");
+                Err(Error::argument("a prompt", expected, len))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -191,7 +216,18 @@ impl<B: Backend> Batch<'_, B> {
                     format!("sequences that stay below {switch} tokens, where longrope rotates all rows anew");
                 return Err(Error::argument("edits", expected, format!("one of up to {}", size.positions)));
             }
-            let decoder = Decoder::new(backend, self.model, self.adaptation, size)?;
+            let decoder = Decoder::new(backend, self.model, self.adaptation, size).map_err(|error| match error {
+                // Of that memory the most is for keys and values of tokens that are still to come.
+                Error::Device { .. } if 2 * prompts.pack.len() < size.cache_rows => {
+                    let most = limits.iter().max().copied().unwrap_or(0);
+                    Error::argument(
+                        "max_new_tokens",
+                        "so few that memory is enough for them",
+                        format!("{most} ({error})"),
+                    )
+                }
+                error => error,
+            })?;
             let mut decoder = decoder.edited(backend, generation.edits)?;
             let edited = self.plan.rows(self.first..self.first + sequences.len(), |s, i| prompts.row(s, i));
             let start = (prompts.pack, rows, edited);

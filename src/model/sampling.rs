@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::hooks::Edit;
+use crate::{Error, Result};
 
 /// How the next token is chosen from the logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,6 +60,26 @@ pub struct GenerationConfig<'a> {
 }
 
 impl GenerationConfig<'_> {
+    /// New tokens at most.
+    pub const MOST_NEW_TOKENS: usize = 1 << 20;
+    /// Beams at most.
+    pub const MOST_BEAMS: usize = 1 << 12;
+
+    /// Refuses numbers out of their domain.
+    ///
+    /// # Errors
+    /// `num_beams` or `max_new_tokens`.
+    pub fn validate(&self) -> Result<()> {
+        if !(1..=Self::MOST_BEAMS).contains(&self.width()) {
+            return Err(Error::argument("num_beams", format!("from 1 to {}", Self::MOST_BEAMS), self.width()));
+        }
+        if self.max_new_tokens > Self::MOST_NEW_TOKENS {
+            let expected = format!("at most {}", Self::MOST_NEW_TOKENS);
+            return Err(Error::argument("max_new_tokens", expected, self.max_new_tokens));
+        }
+        Ok(())
+    }
+
     /// Greedy, with nothing but a number of tokens to end it.
     pub fn greedy(max_new_tokens: usize) -> Self {
         Self {
@@ -94,6 +115,11 @@ impl GenerationConfig<'_> {
                 }
             }
         }
+    }
+
+    /// Whether new tokens end a sequence, and not only their number.
+    pub(super) fn is_ended(&self, tokens: &[u32]) -> bool {
+        tokens.last().is_some_and(|token| self.stop.contains(token)) || self.ends.is_some_and(|ends| ends(tokens))
     }
 
     /// New tokens at most after `positions` positions.

@@ -93,8 +93,7 @@ impl<'a> Search<'a> {
     }
 
     fn is_over(&self, tokens: &[u32]) -> bool {
-        let last = tokens.last().is_some_and(|token| self.generation.stop.contains(token));
-        last || tokens.len() >= self.limit || self.generation.ends.is_some_and(|ends| ends(tokens))
+        tokens.len() >= self.limit || self.generation.is_ended(tokens)
     }
 
     /// Beam search as transformers has it (`early_stopping=False`), with sums in `f64`: of the best continuations of all

@@ -14,7 +14,7 @@ use crate::model::{self, GenerationConfig, Model};
 use crate::task::demonstrations::sample;
 use crate::task::metrics::score;
 use crate::task::prompts::{Prompt, Prompts};
-use crate::task::{Candidates, Example, Task, Template};
+use crate::task::{Candidates, Example, Task, Template, unreachable};
 use crate::{Error, Result};
 
 /// What a model is evaluated on.
@@ -52,7 +52,11 @@ impl Evaluation<'_> {
         let drawn = sample(self.pool, self.queries, shots, seed)?;
         let before: String = drawn.iter().map(|&i| template.demonstration(&self.pool[i])).collect();
         let text = |query: &Example| format!("{before}{}", template.query(query));
+        unreachable::warn_of_beginning(self.task, self.queries);
         if !self.task.is_closed() {
+            let stops: Vec<&str> = template.stop().into_iter().collect();
+            let most = self.max_new_tokens;
+            unreachable::warn_of_cut(self.task, (&prompts, template), self.queries, &stops, most)?;
             let prompt = |query: &Example| Ok(prompts.prompt::<&str>(&text(query), &[])?.token_ids);
             return self.written(backend, model, self.queries.par_iter().map(prompt).collect::<Result<_>>()?);
         }

@@ -14,6 +14,7 @@ pub mod readers;
 pub mod retrieval;
 pub mod synthetic;
 pub mod templates;
+pub mod unreachable;
 
 pub use candidates::Candidates;
 pub use datasets::{MOST_QUERIES, Side};

@@ -68,6 +68,7 @@ impl<B: Backend> Trainer<B> {
         if generation.is_some_and(|generation| generation.prompts.is_empty()) {
             return Err(Error::argument("prompts of the held-out data", "at least one", "none"));
         }
+        generation.map_or(Ok(()), |generation| generation.check(&model.config, &self.trainable))?;
         let (runs, stride) = self.trainable.shape();
         for run in 0..runs {
             check_data("the held-out data", &settings.data, model.config.vocab_size, self.packing.prompt(run))?;

@@ -81,6 +81,24 @@ impl GenerationEval {
         runs.iter().flat_map(of_run).collect()
     }
 
+    /// Refuses what the model cannot continue.
+    ///
+    /// # Errors
+    /// See [`GenerationConfig::validate`] and [`ModelConfig::check_prompts`].
+    pub(super) fn check<B: Backend>(&self, config: &ModelConfig, trainable: &Trainable<B>) -> Result<()> {
+        let generation = self.generation();
+        generation.validate()?;
+        config.check_prompts(&self.lengths(trainable), &generation)
+    }
+
+    /// Positions of the prompts of all runs, behind their soft prompts.
+    fn lengths<B: Backend>(&self, trainable: &Trainable<B>) -> Vec<usize> {
+        let runs: Vec<usize> = (0..trainable.shape().0).collect();
+        let prompts = self.prompts(&runs, trainable.adaptation().is_some());
+        let soft = |run| trainable.adaptation().map_or(0, |adaptation| adaptation.prompts[run]);
+        prompts.iter().map(|prompt| prompt.run.map_or(0, soft) + prompt.ids.len()).collect()
+    }
+
     /// Bytes at most that the continuations take while they are made, and rows of the largest pass.
     pub(super) fn bytes<B: Backend>(
         &self,
@@ -88,10 +106,6 @@ impl GenerationEval {
         trainable: &Trainable<B>,
         element_sizes: (usize, usize),
     ) -> (usize, usize) {
-        let runs: Vec<usize> = (0..trainable.shape().0).collect();
-        let prompts = self.prompts(&runs, trainable.adaptation().is_some());
-        let soft = |run| trainable.adaptation().map_or(0, |adaptation| adaptation.prompts[run]);
-        let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.run.map_or(0, soft) + prompt.ids.len()).collect();
-        decoder_bytes(config, trainable.layout(), &lengths, &self.generation(), element_sizes)
+        decoder_bytes(config, trainable.layout(), &self.lengths(trainable), &self.generation(), element_sizes)
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::support::tiny_model::TinyModel;
 use super::{leftovers, line, program, put, words, workplace};
 
 /// Utterances with their parses, and triples with their sentences.
@@ -180,6 +181,46 @@ fn compare_max_length_drops_demonstrations_and_never_truncates() {
     let refused = run(40, "none").refused();
     assert!(refused.contains("mtop data: expected a query and two examples that fit"), "{refused}");
     assert!(!d.join("none").exists());
+}
+
+/// The positions that a model learned are a greatest length that nobody has to ask for.
+#[test]
+fn compare_fits_prompts_into_learned_positions() {
+    let dir = workplace();
+    let d = dir.path();
+    let rows: String =
+        (0..12).map(|i| format!("- {{input: {}{i}, output: x}}\n", "a".repeat(2 + i % 3 * 12))).collect();
+    put(
+        d,
+        "t.yaml",
+        &format!(
+            "name: t\nmetric: exact_match\ntemplate: {{query: \"{{input}}:\", answer: \"{{output}}\\n\"}}\nrows:\n{rows}"
+        ),
+    );
+    TinyModel::gpt2(40).write(&d.join("gpt2"));
+    let compare = |flags: &str, out: &str| {
+        let text = "compare --model {}/gpt2 --task {}/t.yaml --arms zero-shot,icl-random --demos 3 --seeds 1 --queries 4 \
+                    --max-new-tokens 16 --resamples 10 --device cpu";
+        line(d, &format!("{text} {flags} --out {{}}/{out}"))
+    };
+    let ran = compare("", "a").ok();
+    let [learned, asked] = ["a", "b"].map(|out| {
+        if out == "b" {
+            compare("--max-length 40", "b").ok();
+        }
+        report(&d.join(out).join("report.json"))
+    });
+    assert_eq!(learned["rows"], asked["rows"]);
+    assert!(learned["rows"][1]["shortened"].as_u64().is_some_and(|n| n > 0), "{}", learned["rows"][1]);
+    let counts = &learned["plan"]["data"][0]["counts"];
+    let long = counts["test examples left out: longer than the positions that the model learned"].as_u64();
+    assert!(long.is_some_and(|n| n > 0), "{counts}");
+    assert_eq!(long, asked["plan"]["data"][0]["counts"]["test examples left out: longer than --max-length"].as_u64());
+    for said in
+        ["left out, longer than the 40 positions that the model learned", "prompts lose demonstrations, to fit the 40"]
+    {
+        assert!(ran.err.contains(said), "{said}: {}", ran.err);
+    }
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::process::Stdio;
 
 use serde_json::json;
 
-use super::{line, program, put, words, workplace};
+use super::support::tiny_model::TinyModel;
+use super::{compare, line, program, put, words, workplace};
 
 /// A chat template.
 pub const CHAT: &str = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}\
@@ -125,4 +126,69 @@ fn generate_continues_ids_of_a_model_without_a_tokenizer() {
     assert!(shown.starts_with("[1,9,10,") && shown.lines().count() == 2, "{shown}");
     let error = line(d, &format!("{command} --stop x")).refused();
     assert!(error.contains("tokenizer.json"), "{error}");
+}
+
+/// A model that learned its positions has no others: what they are too few for is never answered with nothing.
+#[test]
+fn prompts_beyond_learned_positions_are_refused_or_shortened_and_said() {
+    let dir = workplace();
+    let d = dir.path();
+    TinyModel::gpt2(40).write(&d.join("gpt2"));
+    put(d, "long.jsonl", &format!("{{\"text\": \"{}\"}}\n", "a long one ".repeat(5)));
+    put(d, "eval.jsonl", &format!("{{\"prompt\": \"{}\", \"completion\": \"x\"}}\n", "a long one ".repeat(5)));
+    put(d, "train.jsonl", "{\"prompt\": \"a\", \"completion\": \"x\"}\n");
+    let beyond = "a prompt: expected at most 39 tokens, one less than the 40 positions that the model learned";
+    for command in [
+        "generate --model {}/gpt2 --input {}/long.jsonl --max-new-tokens 5",
+        "generate --model {}/gpt2 --prompt one,two,three,four,five,six,seven,eight,nine,ten",
+        "train-lora --model {}/gpt2 --train {}/train.jsonl --eval {}/eval.jsonl --predict-with-generate --max-steps 1 --out {}/t",
+        "task antonym --evaluate --model {}/gpt2 --shots 0,2 --seeds 1 --queries 2",
+    ] {
+        let text = line(d, &format!("{command} --device cpu")).refused();
+        assert!(text.contains(beyond), "{command}: {text}");
+    }
+    assert!(!d.join("t/adapter_config.json").exists());
+    // Whoever asks for no token gets none.
+    line(d, "generate --model {}/gpt2 --input {}/long.jsonl --max-new-tokens 0 --device cpu").ok();
+    let ran =
+        line(d, "generate --model {}/gpt2 --prompt one --prompt two --max-new-tokens 60 --json --device cpu").ok();
+    let said = "2 of 2 continuations end at the last of the 40 positions that the model learned";
+    assert!(ran.err.contains(said), "{}", ran.err);
+    let ran = line(d, "generate --model {}/gpt2 --prompt one --max-new-tokens 10 --device cpu").ok();
+    assert!(!ran.err.contains("positions"), "{}", ran.err);
+}
+
+#[test]
+fn numbers_beyond_all_measure_are_refused_by_their_flag() {
+    let dir = workplace();
+    let d = dir.path();
+    compare::data(d);
+    put(d, "pairs.jsonl", "{\"prompt\": \"a\", \"completion\": \"x\"}\n");
+    let most = u64::MAX;
+    for (command, expected) in [
+        (
+            "generate --model {}/model --prompt a --stop x --max-new-tokens",
+            "--max-new-tokens: expected at most 1048576",
+        ),
+        ("generate --model {}/model --prompt a --num-beams", "--num-beams: expected from 1 to 4096"),
+        ("task antonym --evaluate --model {}/model --queries 1 --max-new-tokens", "--max-new-tokens: expected at most"),
+        (
+            "train-lora --model {}/model --train {}/pairs.jsonl --eval {}/pairs.jsonl --predict-with-generate --max-steps 1 \
+             --out {}/x --max-new-tokens",
+            "--max-new-tokens: expected from 1 to 1048576",
+        ),
+        ("task synthetic --show", "--show: expected at most 100000"),
+        ("task synthetic --set pairs --show", "--show: expected at most 100000"),
+        ("task synthetic --evaluate --model {}/model --episodes", "--episodes: expected from 1 to 100000"),
+    ] {
+        let text = line(d, &format!("{command} {most} --device cpu")).refused();
+        assert!(text.contains(expected), "{command}: {text}");
+    }
+    for flag in ["--max-new-tokens", "--num-beams", "--resamples", "--bins"] {
+        let command = format!("{} --arms zero-shot --out {{}}/y", compare::COMPARE).replace("--resamples 50 ", "");
+        let command = command.replace("--max-new-tokens 8 ", "");
+        let text = line(d, &format!("{command} {flag} {most}")).refused();
+        assert!(text.contains(&format!("{flag}: expected from ")), "{flag}: {text}");
+    }
+    assert!(!d.join("y").exists());
 }

@@ -84,6 +84,59 @@ fn task_check_counts_what_the_data_are() {
     assert_eq!(line(d, "task sst2 --check --test {}/films.csv").refused().matches("films.csv").count(), 1);
 }
 
+/// What the data alone say that no model can ever give or choose.
+#[test]
+fn answers_that_can_never_be_right_are_said() {
+    let dir = workplace();
+    let d = dir.path();
+    let rows = |last: &str| {
+        (0..4).map(|i| format!("- {{input: the pen {i}, output: \"{}\"}}\n", ["pin", last][i / 3])).collect::<String>()
+    };
+    put(d, "lines.yaml", &format!("name: lines\nrows:\n{}", rows("a\\nb")));
+    put(d, "long.yaml", &format!("name: long\nrows:\n{}", rows("there are many words in it")));
+    let labels = "labels: [pin, pin please, pinned]";
+    put(d, "labels.yaml", &format!("name: labels\n{labels}\nrows:\n{}", rows("pin please")));
+    let check = |name: &str| line(d, &format!("task {{}}/{name}.yaml --check --model {{}}/model")).ok().out;
+    assert!(
+        check("lines").contains("gold answers that hold a newline, where what is written ends: 1\n"),
+        "{}",
+        check("lines")
+    );
+    assert!(
+        !check("long").contains("newline") && check("long").contains("longest gold answer: 2"),
+        "{}",
+        check("long")
+    );
+    let begins = "\"pin\" begins \"pin please\", which by the sum of log-probabilities can never be chosen";
+    assert_eq!(check("labels").matches(begins).count(), 2, "of both sides: {}", check("labels"));
+    let flags = "--model {}/model --max-new-tokens 8 --device cpu";
+    let compare = "--arms zero-shot --seeds 1 --queries 4 --resamples 10 --out {}";
+    let lines = "1 of 4 gold answers hold \"\\n\", where what is written ends: none of them can be matched";
+    let long = "1 of 4 gold answers have more tokens than max_new_tokens, 8: none of them can be matched";
+    for (name, said) in [("lines", lines), ("long", long)] {
+        let text = format!("task {{}}/{name}.yaml --evaluate --shots 0 --queries 4 {flags}");
+        let err = line(d, &text).ok().err;
+        assert_eq!(err.matches(said).count(), 1, "{name}: {err}");
+        let others = if name == "lines" { long } else { lines };
+        assert!(!err.contains(others), "{name}: {err}");
+        put(
+            d,
+            "pool.jsonl",
+            &(0..4).map(|i| format!("{{\"input\": \"x{i}\", \"output\": \"y\"}}\n")).collect::<String>(),
+        );
+        let text = format!("compare --task {{}}/{name}.yaml --train {{}}/pool.jsonl {flags} {compare}/{name}");
+        let err = line(d, &text).ok().err;
+        assert_eq!(err.matches(said).count(), 1, "{name}: {err}");
+    }
+    for text in [
+        "task {}/labels.yaml --evaluate --model {}/model --shots 0 --queries 2 --device cpu",
+        "probe --task {}/labels.yaml --model {}/model --demos 1 --queries 2 --seeds 1 --epochs 0 --out {}/p --device cpu",
+    ] {
+        let err = line(d, text).ok().err;
+        assert_eq!(err.matches(begins).count(), 1, "{text}: {err}");
+    }
+}
+
 #[test]
 fn task_evaluates_by_number_of_demonstrations() {
     let dir = workplace();

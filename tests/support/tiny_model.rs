@@ -85,6 +85,9 @@ impl TinyModel {
 
     /// The content of `config.json`.
     pub fn config_json(&self) -> Value {
+        if self.config["n_positions"].is_u64() {
+            return self.config.clone();
+        }
         let dtype = match self.dtype {
             safetensors::Dtype::BF16 => "bfloat16",
             safetensors::Dtype::F16 => "float16",
@@ -104,8 +107,42 @@ impl TinyModel {
         config
     }
 
+    /// A GPT-2 of so many learned positions.
+    pub fn gpt2(positions: usize) -> Self {
+        let tiny = Self::default();
+        let config = json!({"model_type": "gpt2", "n_positions": positions, "n_embd": tiny.width, "n_inner": tiny.ffn,
+            "n_layer": tiny.layers, "n_head": tiny.heads, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+            "tie_word_embeddings": true, "vocab_size": tiny.vocab, "bos_token_id": 1, "eos_token_id": 2, "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0, "resid_pdrop": 0.0});
+        Self { config, ..tiny }
+    }
+
+    fn gpt2_tensors(&self, positions: usize) -> Vec<(String, Vec<usize>)> {
+        let (c, f) = (self.width, self.ffn);
+        let mut all =
+            vec![("wte.weight".to_owned(), vec![self.vocab, c]), ("wpe.weight".to_owned(), vec![positions, c])];
+        let mut norm = |name: String| ["weight", "bias"].map(|part| all.push((format!("{name}.{part}"), vec![c])));
+        for layer in 0..self.layers {
+            norm(format!("h.{layer}.ln_1"));
+            norm(format!("h.{layer}.ln_2"));
+        }
+        norm("ln_f".to_owned());
+        for layer in 0..self.layers {
+            for (name, input, out) in
+                [("attn.c_attn", c, 3 * c), ("attn.c_proj", c, c), ("mlp.c_fc", c, f), ("mlp.c_proj", f, c)]
+            {
+                all.push((format!("h.{layer}.{name}.weight"), vec![input, out]));
+                all.push((format!("h.{layer}.{name}.bias"), vec![out]));
+            }
+        }
+        all
+    }
+
     /// `(name, shape)` of every tensor.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        if let Some(positions) = self.config["n_positions"].as_u64() {
+            return self.gpt2_tensors(positions as usize);
+        }
         let (q, kv, c, f) = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.width, self.ffn);
         let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab, c])];
         for layer in 0..self.layers {

@@ -89,7 +89,7 @@ pub struct CompareArgs {
     #[arg(long, default_value_t = 1000)]
     pub train_examples: usize,
     /// Maximum tokens of soft prompt, demonstrations, query and answer together; what is longer loses demonstrations or is
-    /// skipped [default: no limit].
+    /// skipped [default: the positions that the model learned (GPT-2, OPT), else no limit].
     #[arg(long, value_name = "TOKENS", aliases = ["cutoff-len", "sequence-len"])]
     pub max_length: Option<usize>,
     /// Maximum number of new tokens per answer.

@@ -17,7 +17,7 @@ use crate::model::Model;
 use crate::probe::statistics::MeanSd;
 use crate::probe::{Evaluation, ProbeSettings};
 use crate::task::prompts::Prompts;
-use crate::task::{Candidates, Dataset, Example, Side, Task, Template};
+use crate::task::{Candidates, Dataset, Example, Side, Task, Template, unreachable};
 use crate::{Error, Result};
 
 /// Numbers of demonstrations unless others are asked for.
@@ -98,6 +98,12 @@ struct Checked {
     repeated_inputs: usize,
     /// Tokens of the longest query with an answer, of all candidates.
     longest: Option<usize>,
+    /// Examples of free text whose gold output holds the string at which what is written ends.
+    beyond_stop: usize,
+    /// Tokens of the longest gold output of free text; of several outputs of an example the shortest.
+    longest_gold: Option<usize>,
+    /// A label or choice that begins another one.
+    begins: Option<[String; 2]>,
 }
 
 impl Checked {
@@ -113,6 +119,19 @@ impl Checked {
             labels,
             repeated_inputs: data.examples.iter().filter(|e| !inputs.insert(&e.input)).count(),
             longest: tokenizer.map(|tokenizer| longest(task, template, data, tokenizer)).transpose()?,
+            beyond_stop: match task.is_closed() {
+                true => 0,
+                false => unreachable::beyond_stop(&data.examples, &template.stop().into_iter().collect::<Vec<_>>()),
+            },
+            longest_gold: match tokenizer.filter(|_| !task.is_closed()) {
+                Some(tokenizer) => {
+                    let prompts = Prompts::new(tokenizer, template);
+                    unreachable::gold_tokens(&prompts, template, &data.examples)?.into_iter().max()
+                }
+                None => None,
+            },
+            begins: unreachable::beginning(task, &data.examples)
+                .map(|(short, long)| [short.to_owned(), long.to_owned()]),
         })
     }
 }
@@ -164,6 +183,19 @@ fn check(args: &TaskArgs, task: &Task, template: &Template) -> Result<(), Failur
         }
         if checked.repeated_inputs > 0 {
             output::line(format_args!("  repeated inputs: {}", checked.repeated_inputs))?;
+        }
+        if checked.beyond_stop > 0 {
+            let n = checked.beyond_stop;
+            output::line(format_args!("  gold answers that hold a newline, where what is written ends: {n}"))?;
+        }
+        if let Some(longest) = checked.longest_gold {
+            output::line(format_args!(
+                "  longest gold answer: {longest} tokens (--max-new-tokens is 32, of compare 64)"
+            ))?;
+        }
+        if let Some([short, long]) = &checked.begins {
+            let why = "by the sum of log-probabilities can never be chosen";
+            output::line(format_args!("  {short:?} begins {long:?}, which {why}"))?;
         }
         if let (Some(longest), Some(limit)) = (checked.longest, limit) {
             output::line(format_args!("  longest prompt: {longest} tokens, of {limit} that the model supports"))?;

@@ -45,8 +45,9 @@ pub fn run(args: &TrainLoraArgs) -> Result<(), Failure> {
 fn deny_flags_of_lora(args: &TrainLoraArgs) -> Result<()> {
     let given = [
         ("--layers-to-transform", args.layers_to_transform.is_some()),
-        ("--r", args.r != [DEFAULT_R]),
-        ("--lora-alpha", args.lora_alpha != [DEFAULT_LORA_ALPHA]),
+        // Beside --init-adapter there is none where none is given.
+        ("--r", !args.r.is_empty() && args.r != [DEFAULT_R]),
+        ("--lora-alpha", !args.lora_alpha.is_empty() && args.lora_alpha != [DEFAULT_LORA_ALPHA]),
         ("--use-rslora", args.use_rslora),
         ("--use-dora", args.use_dora),
         ("--rank-pattern", args.rank_pattern.is_some()),
@@ -69,11 +70,15 @@ fn init(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Ia3Adapter> {
     };
     match Adapter::read(resolve::trained_adapter("init_adapter", path)?, &files.config)? {
         Adapter::Ia3(init) => {
-            let asked = config(args, files.config.family);
-            if asked.is_ok_and(|asked| asked.slots(init.family, files.config.num_hidden_layers).ok() != slots(&init)) {
-                log::warn!("--init-adapter: goes on as it is, whatever --target-modules and --feedforward-modules say");
+            let given = args.target_modules.is_some() || args.feedforward_modules.is_some();
+            let same = |asked: Ia3Config| asked.slots(init.family, files.config.num_hidden_layers).ok() == slots(&init);
+            match given && !config(args, files.config.family).is_ok_and(same) {
+                true => {
+                    let expected = "those of --init-adapter, or none";
+                    Err(Error::argument("--target-modules and --feedforward-modules", expected, "others"))
+                }
+                false => Ok(init),
             }
-            Ok(init)
         }
         _ => Err(Error::argument("--init-adapter", "an IA3 beside --peft-type ia3", "another adapter")),
     }

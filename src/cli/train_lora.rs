@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use serde_json::{Map, Value, json};
 
 use super::Failure;
-use super::args::{LoraInit, PeftType, TrainLoraArgs, TrainingArgs};
+use super::args::{DEFAULT_LORA_ALPHA, DEFAULT_R, LoraInit, PeftType, TrainLoraArgs, TrainingArgs};
 use super::device::{Job, dispatch};
 use super::resolve::{self, ModelFiles};
 use super::train_ia3;
 use super::training::{self, Apart, Named, Training};
-use crate::arch::Family;
+use crate::arch::{Family, ModelConfig};
 use crate::backend::Backend;
 use crate::formats::adapter::{Adapter, AdapterConfig, InitLoraWeights, LoraAdapter, LoraConfig, Modules};
 use crate::model::{Adaptation, Layout, Model, Source, lora_start};
@@ -101,11 +101,14 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
     training::distinct("--lora-alpha", &args.lora_alpha)?;
     let rates = training::learning_rates(training)?;
     let seeds = resolve::seeds(training.seed, args.seeds)?;
-    training::check_count(&[sets.len(), args.r.len(), args.lora_alpha.len(), rates.len(), seeds.len()])?;
+    // None is given beside an adapter to go on from, which has its own.
+    let ranks = if args.r.is_empty() { &[DEFAULT_R][..] } else { &args.r };
+    let alphas = if args.lora_alpha.is_empty() { &[DEFAULT_LORA_ALPHA][..] } else { &args.lora_alpha };
+    training::check_count(&[sets.len(), ranks.len(), alphas.len(), rates.len(), seeds.len()])?;
     let mut runs = Vec::new();
     for target_modules in &sets {
-        for &r in &args.r {
-            for &lora_alpha in &args.lora_alpha {
+        for &r in ranks {
+            for &lora_alpha in alphas {
                 let asked = LoraConfig {
                     use_rslora: args.use_rslora,
                     use_dora: args.use_dora,
@@ -144,7 +147,7 @@ fn runs(args: &TrainLoraArgs, files: &ModelFiles) -> Result<Vec<LoraRun>> {
     let fixed = training.init_adapter.is_some() || args.init_lora_weights == LoraInit::Pissa;
     let drops = args.lora_dropout.unwrap_or(runs[0].init.config.lora_dropout) > 0.0;
     training::check_seeds(training, args.seeds, fixed && !drops)?;
-    let shapes = sets.len() * args.r.len() * args.lora_alpha.len();
+    let shapes = sets.len() * ranks.len() * alphas.len();
     if training.init_adapter.is_some() && shapes > 1 {
         let expected = "one --r, --lora-alpha and --target-modules beside it, since it has its own";
         return Err(Error::argument("--init-adapter", expected, format!("{shapes} combinations")));
@@ -231,20 +234,59 @@ fn init(args: &TrainLoraArgs, files: &ModelFiles, asked: LoraConfig) -> Result<L
         }
     };
     resolve::check_base(&init, &dir, files)?;
-    let slots = |config: &LoraConfig| config.slots(files.config.family, files.config.num_hidden_layers).ok();
-    let saved = |config: &LoraConfig| config.saved_modules(&files.config).ok();
-    let others = saved(&asked) != saved(&init.config)
-        || init.config.ties_head(&files.config) != asked.ties_head(&files.config)
-        || init.config.trainable_token_indices != asked.trainable_token_indices;
-    if slots(&asked) != slots(&init.config) || asked.use_dora != init.config.use_dora || others {
-        let LoraConfig { r, lora_alpha, .. } = init.config;
-        log::warn!(
-            "--init-adapter: goes on as it is (r {r}, lora_alpha {lora_alpha}), whatever --r, --lora-alpha, \
-             --target-modules, --use-rslora, --layers-to-transform, --use-dora, --rank-pattern, --alpha-pattern, \
-             --modules-to-save, --trainable-token-indices and --ensure-weight-tying say"
-        );
-    }
+    check_given(args, asked, &init.config, &files.config)?;
     Ok(init)
+}
+
+/// Refuses flags that are given beside `--init-adapter`, and say another thing than it.
+fn check_given(args: &TrainLoraArgs, asked: LoraConfig, own: &LoraConfig, model: &ModelConfig) -> Result<()> {
+    let own = own.clone();
+    let of = |config: &LoraConfig| {
+        let slots = config.slots(model.family, model.num_hidden_layers).ok();
+        let tokens = config.trainable_token_indices.clone();
+        (slots, config.saved_modules(model).ok(), config.ties_head(model), tokens, config.use_dora)
+    };
+    let given = [
+        ("--r", args.r.len() == 1, LoraConfig { r: asked.r, ..own.clone() }),
+        ("--lora-alpha", args.lora_alpha.len() == 1, LoraConfig { lora_alpha: asked.lora_alpha, ..own.clone() }),
+        (
+            "--target-modules",
+            args.target_modules.is_some(),
+            LoraConfig { target_modules: asked.target_modules, ..own.clone() },
+        ),
+        (
+            "--layers-to-transform",
+            asked.layers_to_transform.is_some(),
+            LoraConfig { layers_to_transform: asked.layers_to_transform, ..own.clone() },
+        ),
+        ("--use-rslora", asked.use_rslora, LoraConfig { use_rslora: true, ..own.clone() }),
+        ("--use-dora", asked.use_dora, LoraConfig { use_dora: true, ..own.clone() }),
+        ("--rank-pattern", args.rank_pattern.is_some(), LoraConfig { rank_pattern: asked.rank_pattern, ..own.clone() }),
+        (
+            "--alpha-pattern",
+            args.alpha_pattern.is_some(),
+            LoraConfig { alpha_pattern: asked.alpha_pattern, ..own.clone() },
+        ),
+        (
+            "--modules-to-save",
+            !asked.modules_to_save.is_empty(),
+            LoraConfig { modules_to_save: asked.modules_to_save, ..own.clone() },
+        ),
+        (
+            "--trainable-token-indices",
+            !asked.trainable_token_indices.is_empty(),
+            LoraConfig { trainable_token_indices: asked.trainable_token_indices, ..own.clone() },
+        ),
+        ("--ensure-weight-tying", asked.ensure_weight_tying, LoraConfig { ensure_weight_tying: true, ..own.clone() }),
+    ];
+    match given.into_iter().find(|(_, given, with)| *given && of(with) != of(&own)) {
+        Some((flag, ..)) => {
+            let LoraConfig { r, lora_alpha, .. } = own;
+            let expected = format!("what --init-adapter has (r {r}, lora_alpha {lora_alpha}), or no such flag");
+            Err(Error::argument(flag, expected, "another"))
+        }
+        None => Ok(()),
+    }
 }
 
 struct Train<'a> {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::ArgPredicate;
 use clap::{ArgAction, Args, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
@@ -125,13 +126,15 @@ pub struct TrainLoraArgs {
     /// projection].
     #[arg(long, value_delimiter = ',', help_heading = "Adapter")]
     pub feedforward_modules: Option<Vec<String>>,
-    /// LoRA rank; with a list, one run for each.
-    #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_values_t = [DEFAULT_R], aliases = ["lora-r", "lora-rank"], help_heading = "LoRA")]
-    #[serde(serialize_with = "one_or_list")]
+    /// LoRA rank; with a list, one run for each. An adapter to go on from (--init-adapter) has its own.
+    #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_values_t = [DEFAULT_R],
+        default_value_if("init_adapter", ArgPredicate::IsPresent, None), aliases = ["lora-r", "lora-rank"], help_heading = "LoRA")]
+    #[serde(serialize_with = "one_or_list", skip_serializing_if = "Vec::is_empty")]
     pub r: Vec<usize>,
-    /// LoRA alpha: the adapter's output is scaled by lora_alpha / r; with a list, one run for each.
-    #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_values_t = [DEFAULT_LORA_ALPHA], help_heading = "LoRA")]
-    #[serde(serialize_with = "one_or_list")]
+    /// LoRA alpha: the adapter's output is scaled by lora_alpha / r; with a list, one run for each. So has it.
+    #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_values_t = [DEFAULT_LORA_ALPHA],
+        default_value_if("init_adapter", ArgPredicate::IsPresent, None), help_heading = "LoRA")]
+    #[serde(serialize_with = "one_or_list", skip_serializing_if = "Vec::is_empty")]
     pub lora_alpha: Vec<f64>,
     /// Modules to adapt: names as in the model's checkpoint (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
     /// c_attn; query_key_value; fc1, ...; embed_tokens or wte; lm_head), all-linear (of the blocks), or a regular expression for full module paths; with several sets

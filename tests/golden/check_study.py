@@ -13,6 +13,8 @@ Everything is computed again from the token ids of each condition's plan, the ba
   principal components, examples;
 - the summaries over the seeds.
 
+Of further arms (`--arms`) nothing is computed again, nor are the principal components, which are of all arms together.
+
 Exit code 1 if a difference is above the tolerance: 1e-4, and 1e-3 for measures of states, which magnify the rounding of
 the states; a measure that counts (`knn_overlap`, `svcca` at the direction where 99% of the variance is reached) may flip
 by a step where two values are as good as equal, so that of those a hundredth of the values may be further off.
@@ -307,12 +309,14 @@ class Study:
         if (c, s) == (0, 0):
             self.pca(states)
             for example in self.report["examples"]:
-                for answer in example["answers"]:
+                for answer in (answer for answer in example["answers"] if answer["arm"] in log_probs):
                     self.same("examples", answer["log_probs"], log_probs[answer["arm"]][example["query"]])
 
     def states(self, found, states, seed, asked):
         for l, layer in enumerate(found["layers"]):
             for pair in layer.get("measures", []):
+                if not set(pair["arms"]) <= set(states):
+                    continue
                 a, b = (states[arm][l].astype(np.float32).astype(np.float64) for arm in pair["arms"])
                 anchor = None if pair["arms"][0] == "anchor" else states["anchor"][l]
                 expected = state_measures(a, b, anchor, asked)
@@ -331,7 +335,7 @@ class Study:
     def lens(self, found, plan, states, gold):
         words = [[a["token_ids"][len(a["token_ids"]) - a["scored"]] for a in q["answers"]] for q in plan["queries"]]
         for l, layer in enumerate(found["layers"][:-1]):
-            for readout in layer["readouts"]:
+            for readout in (readout for readout in layer["readouts"] if readout["arm"] in states):
                 logits = [[self.base.lens(x)[w] for w in own] for x, own in zip(states[readout["arm"]][l], words)]
                 n = len(gold)
                 others = [(logits[i], gold[j]) for i in range(n) for j in range(n) if i != j]
@@ -376,6 +380,8 @@ class Study:
 
     def pca(self, states):
         found = self.report["pca"]
+        if len(found["arms"]) > len(states):
+            return
         x = measures.centred(np.concatenate([s[found["layer"]] for s in states.values()]))
         u, d, _ = np.linalg.svd(x, full_matrices=False)
         points = u[:, :2] * d[:2]

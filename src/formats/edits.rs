@@ -32,9 +32,9 @@ const OPS: [&str; 6] = ["add", "replace", "scale", "zero", "mean", "project_out"
 /// Which tokens of a sequence are edited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Positions {
-    /// The last one; in a generation the prompt's last and each new one.
+    /// The last one; of a prompt whose answers are scored the prompt's last; in a generation that and each new one.
     Last,
-    /// Every one; in a generation the prompt's and all new ones.
+    /// Every one; of a prompt whose answers are scored the prompt's; in a generation those and all new ones.
     All,
     /// These, from 0, negative ones from the end; in a generation the prompt's.
     At(Vec<i64>),

@@ -12,7 +12,7 @@ use crate::random::Rng;
 use crate::task::demonstrations::sample_of;
 use crate::task::prompts::{Prompt, Prompts, TrainingExample};
 use crate::task::retrieval::{self, Retriever};
-use crate::task::{Candidates, Example, Task, Template};
+use crate::task::{Candidates, Example, Task, Template, unreachable};
 use crate::{Error, Result};
 
 /// What a plan is drawn from.
@@ -72,12 +72,13 @@ impl Plan {
         let queries = &queries[..count];
         settings.template.check_columns(queries)?;
         inputs.demonstrations.template.check_columns(inputs.demonstrations.examples)?;
+        unreachable::warn_of_beginning(task, queries);
         let prompts = Prompts::new(tokenizer, &settings.template);
         let candidates: Vec<Candidates> = queries.iter().map(|q| Candidates::of(task, q)).collect::<Result<_>>()?;
         let read = |before: &str, (query, candidates): (&Example, &Candidates)| {
-            prompts.prompt(&format!("{before}{}", settings.template.query(query)), &candidates.outputs)
+            prompts.prompt_behind(before, &settings.template.query(query), &candidates.outputs)
         };
-        let read_all = |before: &str| -> Result<Vec<Prompt>> {
+        let read_all = |before: &str| -> Result<Vec<(Prompt, usize)>> {
             queries.par_iter().zip(&candidates).map(|pair| read(before, pair)).collect()
         };
         let draw = Draw { pool: inputs.demonstrations, queries, similarities: inputs.similarities, settings };
@@ -89,7 +90,7 @@ impl Plan {
             drawn.learnt(plan, &draw, tokenizer)
         };
         let seeds = settings.seeds.iter().map(seed_plan).collect::<Result<_>>()?;
-        let alone = read_all("")?.into_iter().zip(&candidates).enumerate().map(|(index, (p, c))| Query {
+        let alone = read_all("")?.into_iter().zip(&candidates).enumerate().map(|(index, ((p, _), c))| Query {
             index,
             token_ids: p.token_ids,
             answers: p.answers,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::points::Points;
 use crate::Result;
-use crate::hooks::edit::{Edit, EditPlan, EditRows};
+use crate::hooks::edit::{Edit, EditPlan, EditRows, Positions};
 use crate::pack::{CachedSegment, Forest, Label, Pack, PackBuilder, Parent, Sequence, Token, forest};
 use crate::task::prompts::{Prompt, common_prefix};
 
@@ -32,7 +32,7 @@ impl Group {
     /// A prompt behind its soft prompt, with the labels of its tokens.
     fn labelled(&self, prompt: &Prompt, points: &Points) -> Sequence {
         let mut sequence = Sequence::prompted(self.soft, &prompt.token_ids, self.run);
-        let query = if self.demonstrations { prompt.token_ids.len() - points.own } else { 0 };
+        let query = if self.demonstrations { prompt.token_ids.len() - points.query } else { 0 };
         sequence.labels =
             vec![(0, Label::Virtual), (self.soft, Label::Demonstration), (self.soft + query, Label::Query)];
         sequence
@@ -317,12 +317,17 @@ impl<'c> PackFill<'c> {
         let (soft, shared) = (layout.group.soft, layout.shared());
         let tree = &layout.trees[prompt];
         self.edit(layout, prompt, shared..soft + source.token_ids.len(), |token| from + tree.row(0, token - shared));
+        // What an answer makes of the prompt's last tokens is the prompt's as well; its own tokens are not edited.
         let run = layout.group.run;
-        let newest = layout.edits.iter().map(|edit| edit.positions.include_new() && edit.applies_to(run));
-        for (e, _) in newest.enumerate().filter(|(_, newest)| *newest) {
+        for (e, edit) in layout.edits.iter().enumerate().filter(|(_, edit)| edit.applies_to(run)) {
             for (index, answer) in source.answers.iter().enumerate() {
                 let begin = source.token_ids.len() - answer.replaces;
-                let tokens = begin..begin + answer.token_ids.len() - 1;
+                let end = begin + answer.token_ids.len() - answer.scored;
+                let tokens = match edit.positions {
+                    Positions::All | Positions::Query => begin..end,
+                    Positions::Last => begin.max(end.saturating_sub(1))..end,
+                    Positions::Demonstrations | Positions::At(_) => end..end,
+                };
                 let rows = tokens.map(|token| (from + tree.row(index + 1, token - layout.shared_prefix.len()), 0));
                 self.edited[e].extend(rows);
             }

@@ -47,6 +47,9 @@ pub struct SeedPlan {
     pub icl_prefix_token_ids: Vec<u32>,
     /// The rest of each query's ICL prompt.
     pub icl_suffix_token_ids: Vec<Vec<u32>>,
+    /// How many of the last tokens of each query's ICL prompt cover characters of the query; empty in a plan of an earlier version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub icl_query_tokens: Vec<usize>,
     /// Each query's possible answers after its ICL prompt.
     pub icl_answers: Vec<Vec<Answer>>,
     /// What LoRA and soft prompt learn: each demonstration alone, in the order drawn; empty without demonstrations.
@@ -107,8 +110,10 @@ impl Plan {
 }
 
 impl SeedPlan {
-    /// Of the prompts of every query behind the demonstrations; what is learnt is still to be added.
-    pub(super) fn new(seed: u64, demonstrations: Vec<usize>, prompts: Vec<Prompt>) -> Self {
+    /// Of the prompts of every query behind the demonstrations, each with the number of the query's own tokens; what is learnt is
+    /// still to be added.
+    pub(super) fn new(seed: u64, demonstrations: Vec<usize>, prompts: Vec<(Prompt, usize)>) -> Self {
+        let (prompts, icl_query_tokens): (Vec<Prompt>, Vec<usize>) = prompts.into_iter().unzip();
         let first = &prompts[0].token_ids;
         let shared = |p: &Prompt| common_prefix(first, &p.token_ids).min(p.token_ids.len() - 1);
         let prefix = prompts.iter().map(shared).min().unwrap_or(0);
@@ -117,6 +122,7 @@ impl SeedPlan {
             demonstrations,
             icl_prefix_token_ids: first[..prefix].to_vec(),
             icl_suffix_token_ids: prompts.iter().map(|p| p.token_ids[prefix..].to_vec()).collect(),
+            icl_query_tokens,
             icl_answers: prompts.into_iter().map(|p| p.answers).collect(),
             train: Vec::new(),
             ipt_train: Vec::new(),
@@ -180,6 +186,14 @@ impl Check<'_> {
                 format!("one for each of {queries} queries"),
                 found,
             )?;
+        }
+        let own = &seed.icl_query_tokens;
+        let expected = format!("none, or one for each of {queries} queries");
+        self.that([0, queries].contains(&own.len()), &format!("{field}.icl_query_tokens"), expected, own.len())?;
+        for (i, (&own, suffix)) in own.iter().zip(&seed.icl_suffix_token_ids).enumerate() {
+            let most = seed.icl_prefix_token_ids.len() + suffix.len();
+            let expected = format!("from 1 to {most}");
+            self.that((1..=most).contains(&own), &format!("{field}.icl_query_tokens[{i}]"), expected, own)?;
         }
         let suffixes = seed.icl_suffix_token_ids.iter().zip(&seed.icl_answers).zip(counts);
         for (i, ((suffix, list), &answers)) in suffixes.enumerate() {

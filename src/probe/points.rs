@@ -15,15 +15,17 @@ pub(super) struct Points {
     pub answer: Option<usize>,
     /// Whether their mean is read, one row, and not each of them.
     pub mean: bool,
-    /// How many of the prompt's last tokens are the query's own: those whose attention scores are read, where scores are, and
-    /// that edits call the query.
+    /// How many of the prompt's last tokens are the query's own in all prompts: those whose attention scores are read, where
+    /// scores are.
     pub own: usize,
+    /// How many of the prompt's last tokens edits call the query, where there are edits.
+    pub query: usize,
 }
 
 impl Points {
     /// Nothing is read.
     pub const fn none() -> Self {
-        Self { tokens: 0..0, answer: None, mean: false, own: 0 }
+        Self { tokens: 0..0, answer: None, mean: false, own: 0, query: 0 }
     }
 
     /// The last token of a prompt.
@@ -43,7 +45,9 @@ pub(super) struct OwnTokens {
     query: Vec<usize>,
     answer: Vec<usize>,
     /// Whether [`Points::own`] is to be known.
-    pub told: bool,
+    pub scored: bool,
+    /// Whether [`Points::query`] is.
+    pub edited: bool,
 }
 
 impl OwnTokens {
@@ -53,7 +57,8 @@ impl OwnTokens {
         let mut own = Self {
             query: alone.iter().map(|prompt| prompt.token_ids.len()).collect(),
             answer: alone.iter().zip(plan.gold()).map(|(prompt, gold)| prompt.answers[gold].scored).collect(),
-            told: true,
+            scored: true,
+            edited: true,
         };
         for prompts in plan.seeds.iter().map(SeedPlan::icl_prompts) {
             for (i, (prompt, alone)) in prompts.iter().zip(&alone).enumerate() {
@@ -65,8 +70,16 @@ impl OwnTokens {
         own
     }
 
-    /// What is read of query `i` at a position, where the prompt ends with it. Of [`Position::Demos`] nothing.
-    pub fn points(&self, position: Position, i: usize, prompt: &Prompt, gold: usize) -> Points {
+    /// What is read of query `i` at a position, where the prompt ends with it, `seed`'s where it stands behind demonstrations. Of
+    /// [`Position::Demos`] nothing.
+    pub fn points(
+        &self,
+        position: Position,
+        i: usize,
+        prompt: &Prompt,
+        (plan, seed): (&Plan, Option<&SeedPlan>),
+    ) -> Points {
+        let gold = plan.queries[i].gold;
         let len = prompt.token_ids.len();
         let points = match position {
             Position::Last => Points::last(prompt),
@@ -79,7 +92,10 @@ impl OwnTokens {
             }
             Position::Demos => Points::none(),
         };
-        Points { own: if self.told { self.query[i] } else { 0 }, ..points }
+        let own = if self.scored { self.query[i] } else { 0 };
+        // Behind demonstrations a query's first token may be another one than at the beginning of a text.
+        let query = seed.map_or(len, |seed| seed.icl_query_tokens.get(i).copied().unwrap_or(self.query[i]));
+        Points { own, query: if self.edited { query } else { 0 }, ..points }
     }
 }
 

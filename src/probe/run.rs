@@ -199,7 +199,7 @@ impl ArmPlan {
     fn new(arm: Arm, Condition { settings, plan, .. }: &Condition, edited: bool) -> Self {
         let mut own = OwnTokens::new(plan);
         // Where nobody asks which they are, prompts of conditions that find other ones are the same prompts.
-        own.told = edited || settings.measures_last("sim_am");
+        (own.scored, own.edited) = (settings.measures_last("sim_am"), edited);
         // Without demonstrations or training all seeds have the same queries.
         let same = !arm.has_demonstrations() && !arm.trains() && settings.position != Position::Demos;
         let seeds = if same { &plan.seeds[..1] } else { &plan.seeds[..] };
@@ -251,7 +251,7 @@ impl ArmSeed {
         };
         let in_context = arm.has_demonstrations() && !seed.demonstrations.is_empty();
         let prompts = if in_context { seed.icl_prompts() } else { plan.prompts() };
-        let at = |(i, prompt): (usize, &Prompt)| own.points(position, i, prompt, plan.queries[i].gold);
+        let at = |(i, prompt): (usize, &Prompt)| own.points(position, i, prompt, (plan, in_context.then_some(seed)));
         let points = prompts.iter().enumerate().map(at).collect();
         let of_demonstrations = || {
             let bare = |ids: &Vec<u32>| Prompt { token_ids: ids.clone(), answers: Vec::new() };

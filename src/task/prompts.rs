@@ -80,14 +80,24 @@ impl<'a> Prompts<'a> {
     /// # Errors
     /// The tokenizer fails, or gives the prompt or an answer no token.
     pub fn prompt<S: AsRef<str>>(&self, text: &str, outputs: &[S]) -> Result<Prompt> {
-        let (token_ids, _) = self.encode(text, None)?;
+        self.prompt_behind("", text, outputs).map(|(prompt, _)| prompt)
+    }
+
+    /// The prompt of `query` behind the text `before`, and how many of its last tokens are the query's: those that cover any
+    /// of its characters.
+    ///
+    /// # Errors
+    /// See [`Prompts::prompt`].
+    pub fn prompt_behind<S: AsRef<str>>(&self, before: &str, query: &str, outputs: &[S]) -> Result<(Prompt, usize)> {
+        let Encoded { ids: token_ids, of_query, .. } = self.encode([before, query], None)?;
         let answer = |output: &S| {
-            let (whole, scored) = self.encode(text, Some(&self.template.answer(output.as_ref())))?;
+            let answer = self.template.answer(output.as_ref());
+            let Encoded { ids: whole, scored, .. } = self.encode([before, query], Some(&answer))?;
             let prefix = common_prefix(&token_ids, &whole).min(whole.len() - scored);
             Ok(Answer { replaces: token_ids.len() - prefix, token_ids: whole[prefix..].to_vec(), scored })
         };
         let answers = outputs.iter().map(answer).collect::<Result<_>>()?;
-        Ok(Prompt { token_ids, answers })
+        Ok((Prompt { token_ids, answers }, of_query))
     }
 
     /// The prompt `text` and the answer `output` as a sequence to learn, with the labels on the answer.
@@ -95,32 +105,42 @@ impl<'a> Prompts<'a> {
     /// # Errors
     /// See [`Prompts::prompt`].
     pub fn training_example(&self, text: &str, output: &str) -> Result<TrainingExample> {
-        let (input_ids, scored) = self.encode(text, Some(&self.template.answer(output)))?;
+        let Encoded { ids: input_ids, scored, .. } = self.encode(["", text], Some(&self.template.answer(output)))?;
         let from = input_ids.len() - scored;
         let label = |(i, &id): (usize, &u32)| if i < from { -100 } else { i64::from(id) };
         let labels = input_ids.iter().enumerate().map(label).collect();
         Ok(TrainingExample { input_ids, labels })
     }
 
-    /// The tokens of `text` and `answer` as one string, and how many of the last cover the answer.
+    /// The tokens of what stands before a query, the query and `answer` as one string.
     ///
     /// Special tokens that the tokenizer puts at the beginning stay; those that it would put at the end are dropped,
     /// since the text goes on.
-    fn encode(&self, text: &str, answer: Option<&str>) -> Result<(Vec<u32>, usize)> {
-        let pieces = [text, answer.unwrap_or_default()];
+    fn encode(&self, [before, query]: [&str; 2], answer: Option<&str>) -> Result<Encoded> {
+        let pieces = [before, query, answer.unwrap_or_default()];
         let (Encoding { mut ids, offsets }, owners) = self.tokenizer.encode_pieces(&pieces, true)?;
         let last = offsets.iter().rposition(|&(_, end)| end > 0);
         ids.truncate(last.map_or(0, |last| last + 1));
-        let scored = owners[..ids.len()].iter().filter(|&&owner| owner == 1).count();
+        let of_piece = |piece: usize| owners[..ids.len()].iter().filter(|&&owner| owner == piece).count();
+        let (of_query, scored) = (of_piece(1), of_piece(2));
         let missing = |what: &str| {
             Err(Error::argument("template", format!("a token of the {what}"), format!("{:?}", pieces.concat())))
         };
         match answer {
             Some(_) if scored == 0 => missing("answer"),
             _ if ids.len() == scored => missing("query, before the answer's first"),
-            _ => Ok((ids, scored)),
+            _ => Ok(Encoded { ids, of_query, scored }),
         }
     }
+}
+
+/// A text as tokens.
+struct Encoded {
+    ids: Vec<u32>,
+    /// How many of them, the last before the answer's, cover characters of the query.
+    of_query: usize,
+    /// How many of the last cover characters of the answer.
+    scored: usize,
 }
 
 /// The number of tokens with which both begin.

@@ -136,3 +136,43 @@ fn wrong_edits_are_refused_by_file_and_field() {
     assert!(said.contains("v.safetensors: one: expected floats of shape [rows, width]"), "{said}");
     assert!(!d.join("v.gguf").exists());
 }
+
+/// What `probe --edit` calls a query is its own text, and what it edits the prompt, never the answers that are scored.
+#[test]
+fn probe_edits_the_tokens_of_prompts_and_of_queries() {
+    let dir = workplace();
+    let d = dir.path();
+    // A tokenizer that puts a space before a text: a query alone begins with another token than behind demonstrations.
+    let file = d.join("model/tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&file).expect("a file")).expect("JSON");
+    tokenizer["pre_tokenizer"]["add_prefix_space"] = true.into();
+    fs::write(&file, tokenizer.to_string()).expect("writes");
+    let row = |i: usize| format!("- {{input: pa{}z, output: {}}}\n", (b'b' + i as u8) as char, ["xy", "vw"][i % 2]);
+    let template = "{query: \"{input}:\", answer: \"{output}\\n\"}";
+    let rows: String = (0..8).map(row).collect();
+    put(d, "t.yaml", &format!("name: t\nlabels: [xy, vw]\ntemplate: {template}\nrows:\n{rows}"));
+    let scores = |positions: &str, demos: usize| {
+        put(
+            d,
+            "edit.yaml",
+            &format!("[{{site: resid_post, layers: 0, positions: {positions}, op: scale, scale: -2}}]"),
+        );
+        let text = format!(
+            "probe --model {{}}/model --task {{}}/t.yaml --demos {demos} --queries 3 --seeds 1 --epochs 0 --edit {{}}/edit.yaml \
+             --device cpu --out {{}}/run --json"
+        );
+        let report = line(d, &text).json();
+        let seed = report["seeds"][0].clone();
+        (seed["log_prob"]["icl"].as_f64().expect("a mean"), seed["log_prob"].clone(), seed["layers"].clone())
+    };
+    // p a ? z and the colon.
+    assert_eq!(scores("query", 2).0, scores("[-5, -4, -3, -2, -1]", 2).0);
+    assert_ne!(scores("query", 2).0, scores("[-4, -3, -2, -1]", 2).0);
+    let (_, log_prob, layers) = scores("last", 2);
+    let (_, of_last, of_states) = scores("[-1]", 2);
+    assert_eq!((log_prob, layers), (of_last, of_states));
+    // BOS, the space with the p, and four more.
+    let (_, log_prob, layers) = scores("all", 0);
+    let (_, of_list, of_states) = scores("[0, 1, 2, 3, 4, 5]", 0);
+    assert_eq!((log_prob, layers), (of_list, of_states));
+}

@@ -157,8 +157,8 @@ pub struct ProbeArgs {
     /// calibration error, Rec2FTP), lora_overlap; and with --position last logit_lens, attribution (of the logits), linear_probe, sim_am.
     #[arg(long, value_delimiter = ',', default_value = "all", value_name = "LIST")]
     pub measures: Vec<String>,
-    /// Edits of the states while prompts are read, in every arm (see `capture --help`); positions query and demonstrations
-    /// are those of each prompt. Trainings are not edited.
+    /// Edits of the states while prompts are read, in every arm (see `capture --help`): of the prompt's tokens, never the answers';
+    /// last is the prompt's last, as [-1]; query and demonstrations are those of each prompt. Trainings are not edited.
     #[arg(long, value_name = "FILE.yaml")]
     pub edit: Option<PathBuf>,
     /// Patch states into the run of the query alone, layer by layer: ICL's and IT's, their mean updates over other queries

@@ -145,6 +145,7 @@ fn run_on(
     memory: Option<usize>,
 ) -> Result<Vec<Outcome>, Failure> {
     files.config.require_causal()?;
+    let digest = tokenizer_digest(&files)?;
     // Only a plan by the model's states waits for the model.
     let mut tokenizer = None;
     for Part { args, study, planned } in &mut parts {
@@ -158,13 +159,16 @@ fn run_on(
                 study::expand_modules(&mut settings, args, &asked.levels, &files);
                 settings.validate(files.config.family)?;
                 if !study.needs_states(asked) {
-                    planned.condition = Some(study.plan(asked, tokenizer, None)?);
+                    let mut condition = study.plan(asked, tokenizer, None)?;
+                    condition.plan.tokenizer.clone_from(&digest);
+                    planned.condition = Some(condition);
                 }
             }
             if let Some(condition) = &mut planned.condition {
                 study::expand_modules(&mut condition.settings, args, &condition.levels, &files);
                 let path = args.plan.as_ref().map_or("plan".to_owned(), |path| path.display().to_string());
                 condition.plan.validate(&path, files.config.vocab_size)?;
+                check_tokenizer(&path, condition.plan.tokenizer.as_deref(), digest.as_deref())?;
             }
         }
     }
@@ -172,6 +176,31 @@ fn run_on(
     let (dtype, common) = (files.dtype, &parts[0].args.common);
     dispatch(common, dtype, Probe { name, files, parts, tokenizer, memory, outcomes: &mut outcomes })?;
     Ok(outcomes)
+}
+
+/// What tells the files of a model's tokenizer from others; none where it has none.
+fn tokenizer_digest(files: &ModelFiles) -> Result<Option<String>> {
+    Ok(files.identity()?.get("tokenizer").and_then(|digest| digest.as_str()).map(str::to_owned))
+}
+
+/// Refuses a plan whose token ids are of another tokenizer.
+fn check_tokenizer(path: &str, of_plan: Option<&str>, own: Option<&str>) -> Result<()> {
+    match (of_plan, own) {
+        (Some(of_plan), Some(own)) if of_plan != own => {
+            let found = format!("that of {own}");
+            Err(Error::field(
+                path,
+                "plan.tokenizer",
+                format!("the tokenizer of the model, as it was: {of_plan}"),
+                found,
+            ))
+        }
+        (None, Some(_)) => {
+            output::note(format_args!("{path}: says not of which tokenizer its ids are, which must be the model's"));
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Joins the reports of all models, writes them, and says what they say.
@@ -306,6 +335,7 @@ impl Job for Probe<'_> {
                         let vectors = study.vectors(asked, &mut backend, model, tokenizer)?;
                         let mut condition = study.plan(asked, tokenizer, Some(vectors))?;
                         study::expand_modules(&mut condition.settings, args, &condition.levels, &files);
+                        condition.plan.tokenizer = tokenizer_digest(&files)?;
                         condition
                     }
                     (condition, ..) => condition.expect("probe: what needs no states is planned"),

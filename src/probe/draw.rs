@@ -96,7 +96,7 @@ impl Plan {
             answers: p.answers,
             gold: c.gold,
         });
-        Ok(Self { labels: task.labels().map(<[String]>::to_vec), queries: alone.collect(), seeds })
+        Ok(Self { labels: task.labels().map(<[String]>::to_vec), queries: alone.collect(), seeds, tokenizer: None })
     }
 }
 

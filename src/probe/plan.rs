@@ -18,6 +18,9 @@ pub struct Plan {
     pub queries: Vec<Query>,
     /// At least one.
     pub seeds: Vec<SeedPlan>,
+    /// Digest of the files of the tokenizer whose ids these are; none in a plan of an earlier version, or where there are no files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
 }
 
 /// A query alone, as the arms without demonstrations read it.

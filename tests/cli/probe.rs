@@ -138,3 +138,29 @@ fn probe_refuses_bad_settings_and_data() {
     assert!(missing.contains("--train"), "{missing}");
     assert!(!d.join("out").exists());
 }
+
+/// Token ids mean something with their own tokenizer only.
+#[test]
+fn probe_plan_of_another_tokenizer_is_refused() {
+    let dir = workplace();
+    let d = dir.path();
+    let run =
+        "probe --model {}/model --task antonym --demos 1 --queries 2 --seeds 1 --epochs 0 --device cpu --out {}/a";
+    line(d, run).ok();
+    let again = "probe --model {}/model --plan {}/a/report.json --device cpu --out {}/b";
+    assert!(!line(d, again).ok().err.contains("tokenizer"));
+    let mut old = report(&d.join("a/report.json"));
+    old["conditions"][0]["plan"].as_object_mut().expect("a plan").remove("tokenizer").expect("its digest");
+    let path = put(d, "old.json", &old.to_string());
+    let said = line(d, "probe --model {}/model --plan {}/old.json --device cpu --out {}/c").ok().err;
+    let note = format!("{}: says not of which tokenizer its ids are", path.display());
+    assert!(said.contains(&note), "{said}");
+    let file = d.join("model/tokenizer.json");
+    let text = fs::read_to_string(&file)
+        .expect("a tokenizer")
+        .replace("\"add_prefix_space\": false", "\"add_prefix_space\": true");
+    fs::write(&file, text).expect("writes");
+    let refused = line(d, &again.replace("}/b", "}/x")).refused();
+    assert!(refused.contains("plan.tokenizer: expected the tokenizer of the model, as it was: "), "{refused}");
+    assert!(!d.join("x").exists());
+}

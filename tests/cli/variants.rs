@@ -108,7 +108,7 @@ fn settings_of_which_nothing_would_come_are_refused() {
                  --out {}/no";
     for (args, expected) in [
         ("--stop=", "--stop: expected a text, found an empty one"),
-        ("--max-new-tokens 0", "--max-new-tokens: expected at least 1"),
+        ("--max-new-tokens 0", "--max-new-tokens: expected from 1 to 1048576"),
     ] {
         let error = line(d, &format!("{train} {args}")).refused();
         assert!(error.contains(expected), "{args}: {error}");

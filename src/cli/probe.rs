@@ -187,7 +187,7 @@ fn tokenizer_digest(files: &ModelFiles) -> Result<Option<String>> {
 fn check_tokenizer(path: &str, of_plan: Option<&str>, own: Option<&str>) -> Result<()> {
     match (of_plan, own) {
         (Some(of_plan), Some(own)) if of_plan != own => {
-            let found = format!("that of {own}");
+            let found = format!("that of {own} (--tokenizer DIR takes another)");
             Err(Error::field(
                 path,
                 "plan.tokenizer",

@@ -99,7 +99,8 @@ impl<'a> TaskData<'a> {
     /// The positions that the model learned, where they are what prompts must fit into, and how many test and train examples
     /// are left out since they do not.
     pub fn learned(&self) -> Option<(usize, [usize; 2])> {
-        let left_out = ["test", "train"].map(|side| self.counts[&self.room.left_out(side)]);
+        let left_out =
+            ["test", "train"].map(|side| self.counts.get(&self.room.left_out(side, 1)).copied().unwrap_or(0));
         Some((self.room.learned?, left_out))
     }
 
@@ -251,10 +252,11 @@ impl Room {
     }
 
     /// The key of the count of a side's examples that do not fit.
-    fn left_out(self, side: &str) -> String {
+    fn left_out(self, side: &str, count: usize) -> String {
+        // A plan of before, under which none was left out, has the other.
         let why = match self.learned {
-            Some(_) => "longer than the positions that the model learned",
-            None => "longer than --max-length",
+            Some(_) if count > 0 => "longer than the positions that the model learned",
+            _ => "longer than --max-length",
         };
         format!("{side} examples left out: {why}")
     }
@@ -283,12 +285,12 @@ fn choose(
         indices,
     };
     let (mut indices, long) = shuffled(tokenizer, (settings, room), source, &source.test.examples)?;
-    count(&room.left_out("test"), long);
+    count(&room.left_out("test", long), long);
     indices.truncate(settings.queries);
     let queries = pick(&source.test.examples, indices);
     let inputs: HashSet<&str> = queries.examples.iter().map(|q| q.input.as_str()).collect();
     let (mut indices, long) = shuffled(tokenizer, (settings, room), source, &source.train.examples)?;
-    count(&room.left_out("train"), long);
+    count(&room.left_out("train", long), long);
     let before = indices.len();
     indices.retain(|&i| !inputs.contains(source.train.examples[i].input.as_str()));
     count(OF_QUERIES, before - indices.len());

@@ -82,12 +82,12 @@ impl ModelConfig {
     /// `a prompt`: its length.
     pub fn check_prompts(&self, lengths: &[usize], generation: &GenerationConfig) -> Result<()> {
         let Some(learned) = self.learned_positions() else { return Ok(()) };
-        match lengths.iter().find(|&&len| len >= learned && generation.limit(len) > 0) {
-            Some(len) => {
+        match lengths.iter().position(|&len| len >= learned && generation.limit(len) > 0) {
+            Some(i) => {
                 let most = learned.saturating_sub(1);
                 let expected =
                     format!("at most {most} tokens, one less than the {learned} positions that the model learned");
-                Err(Error::argument("a prompt", expected, len))
+                Err(Error::argument(format!("prompts[{i}]"), expected, lengths[i]))
             }
             None => Ok(()),
         }

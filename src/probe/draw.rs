@@ -72,7 +72,7 @@ impl Plan {
         let queries = &queries[..count];
         settings.template.check_columns(queries)?;
         inputs.demonstrations.template.check_columns(inputs.demonstrations.examples)?;
-        unreachable::warn_of_beginning(task, queries);
+        unreachable::warn_of_beginning(task, &settings.template, queries);
         let prompts = Prompts::new(tokenizer, &settings.template);
         let candidates: Vec<Candidates> = queries.iter().map(|q| Candidates::of(task, q)).collect::<Result<_>>()?;
         let read = |before: &str, (query, candidates): (&Example, &Candidates)| {

@@ -52,7 +52,7 @@ impl Evaluation<'_> {
         let drawn = sample(self.pool, self.queries, shots, seed)?;
         let before: String = drawn.iter().map(|&i| template.demonstration(&self.pool[i])).collect();
         let text = |query: &Example| format!("{before}{}", template.query(query));
-        unreachable::warn_of_beginning(self.task, self.queries);
+        unreachable::warn_of_beginning(self.task, template, self.queries);
         if !self.task.is_closed() {
             let stops: Vec<&str> = template.stop().into_iter().collect();
             let most = self.max_new_tokens;

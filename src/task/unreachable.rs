@@ -8,12 +8,16 @@ use super::prompts::Prompts;
 use super::templates::Template;
 use crate::Result;
 
-/// A label or choice that begins another one of the same query, word by word, and that other one: its log-probability, a sum
-/// over tokens, is never below that of the longer one, which is therefore never chosen.
-pub fn beginning<'a>(task: &'a Task, examples: &'a [Example]) -> Option<(&'a str, &'a str)> {
+/// A label or choice that begins another one of the same query, word by word, and that other one, where nothing follows them in
+/// an answer: its log-probability, a sum over tokens, is never below that of the longer one, which is therefore never chosen.
+pub fn beginning<'a>(task: &'a Task, template: &Template, examples: &'a [Example]) -> Option<(&'a str, &'a str)> {
+    const PROBE: &str = "an output";
+    if !template.answer(PROBE).ends_with(PROBE) {
+        return None;
+    }
     let begins = |short: &str, long: &str| {
         let rest = long.strip_prefix(short).and_then(|rest| rest.chars().next());
-        !short.is_empty() && rest.is_some_and(|next| !next.is_alphanumeric())
+        !short.is_empty() && rest.is_some_and(char::is_whitespace)
     };
     let pair = |all: &'a [String]| {
         let pairs = all.iter().flat_map(|short| all.iter().map(move |long| (short.as_str(), long.as_str())));
@@ -24,8 +28,8 @@ pub fn beginning<'a>(task: &'a Task, examples: &'a [Example]) -> Option<(&'a str
 }
 
 /// Says what [`beginning`] finds.
-pub fn warn_of_beginning(task: &Task, examples: &[Example]) {
-    if let Some((short, long)) = beginning(task, examples) {
+pub fn warn_of_beginning(task: &Task, template: &Template, examples: &[Example]) {
+    if let Some((short, long)) = beginning(task, template, examples) {
         log::warn!("{task}: {short:?} begins {long:?}, which by the sum of log-probabilities can never be chosen");
     }
 }
@@ -65,13 +69,13 @@ pub fn warn_of_cut(
     if stopped > 0 {
         let stops = stops.iter().map(|stop| format!("{stop:?}")).collect::<Vec<_>>().join(" or ");
         log::warn!(
-            "{task}: {stopped} of {all} gold answers hold {stops}, where what is written ends: none of them can be matched"
+            "{task}: {stopped} of {all} gold answers hold {stops}, where what is written ends: none of them can be written whole"
         );
     }
     let long = gold_tokens(prompts, template, examples)?.into_iter().filter(|&tokens| tokens > most).count();
     if long > 0 {
         log::warn!(
-            "{task}: {long} of {all} gold answers have more tokens than max_new_tokens, {most}: none of them can be matched"
+            "{task}: {long} of {all} gold answers have more tokens than max_new_tokens, {most}: none of them can be written whole"
         );
     }
     Ok(())

@@ -91,6 +91,8 @@ fn lora_init_adapter_is_that_adapter() {
     let same = line(d, &format!("{train} --out {{}}/d --max-steps 1 --init-adapter {{}}/a --lr 0 {shape}")).ok();
     assert!(!same.err.contains("--init-adapter"), "{}", same.err);
     assert_eq!(files(&d.join("a"))[0], files(&d.join("b"))[0], "nothing is learnt at a rate of 0");
+    line(d, "train-lora --config {}/b/llamaprobe.yaml --out {}/e").ok();
+    assert_eq!(files(&d.join("e"))[0], files(&d.join("b"))[0], "the configuration that it wrote");
     line(d, &format!("{train} --out {{}}/c --max-steps 1 --target-modules .*layers\\.1\\..*(up|down)_proj")).ok();
     let file = d.join("c/adapter_model.safetensors");
     let bytes = fs::read(&file).expect("weights");

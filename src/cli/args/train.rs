@@ -131,7 +131,7 @@ pub struct TrainLoraArgs {
         default_value_if("init_adapter", ArgPredicate::IsPresent, None), aliases = ["lora-r", "lora-rank"], help_heading = "LoRA")]
     #[serde(serialize_with = "one_or_list", skip_serializing_if = "Vec::is_empty")]
     pub r: Vec<usize>,
-    /// LoRA alpha: the adapter's output is scaled by lora_alpha / r; with a list, one run for each. So has it.
+    /// LoRA alpha: the adapter's output is scaled by lora_alpha / r; with a list, one run for each. An adapter to go on from has its own.
     #[arg(long, action = ArgAction::Set, value_delimiter = ',', default_values_t = [DEFAULT_LORA_ALPHA],
         default_value_if("init_adapter", ArgPredicate::IsPresent, None), help_heading = "LoRA")]
     #[serde(serialize_with = "one_or_list", skip_serializing_if = "Vec::is_empty")]
@@ -194,6 +194,8 @@ pub struct TrainLoraArgs {
         conflicts_with = "init_adapter",
         help_heading = "LoRA"
     )]
+    // A written configuration is read beside --init-adapter too.
+    #[serde(skip_serializing_if = "LoraInit::is_usual")]
     pub init_lora_weights: LoraInit,
     /// LoRA+: learning rate of B, of DoRA's magnitudes and of vectors in --modules-to-save, over that of A; for one rank and
     /// one set of modules [default: one rate for all].
@@ -252,6 +254,12 @@ pub enum LoraInit {
     Orthogonal,
     /// The leading singular vectors of each weight, which is trained without them (PiSSA).
     Pissa,
+}
+
+impl LoraInit {
+    fn is_usual(&self) -> bool {
+        *self == Self::True
+    }
 }
 
 /// How a soft prompt is tuned.

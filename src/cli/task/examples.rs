@@ -130,7 +130,7 @@ impl Checked {
                 }
                 None => None,
             },
-            begins: unreachable::beginning(task, &data.examples)
+            begins: unreachable::beginning(task, template, &data.examples)
                 .map(|(short, long)| [short.to_owned(), long.to_owned()]),
         })
     }

@@ -12,7 +12,11 @@ pub const PREFIX: &str = ".tmp-llamaprobe-";
 
 /// Locks something temporary that was just made; false where a sweep was faster, and it is gone.
 pub(super) fn is_held(file: &File, path: &Path) -> bool {
-    file.lock().is_err() || path.exists()
+    match file.try_lock() {
+        Ok(()) => path.exists(),
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(_)) => true,
+    }
 }
 
 /// The lock of what a killed program has left unfinished; none of anything else.

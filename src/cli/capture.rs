@@ -116,10 +116,11 @@ impl Inputs {
 
     /// What shards say further, by which those of another capture are told: names are no weights.
     fn of_shards(&self, files: &ModelFiles, adapter: Option<&Path>) -> Result<Vec<(String, String)>> {
-        let mut all = vec![("batch_tokens".to_owned(), self.settings.batch_tokens.to_string())];
-        let identity = files.identity()?;
-        let of_model = ["weights", "config"].into_iter().filter_map(|key| Some((key, identity.get(key)?.as_str()?)));
-        all.extend(of_model.map(|(key, digest)| (key.to_owned(), digest.to_owned())));
+        let mut all = vec![
+            ("batch_tokens".to_owned(), self.settings.batch_tokens.to_string()),
+            ("weights".to_owned(), files.checkpoint.fingerprint()),
+        ];
+        all.extend(files.config_digest()?.map(|digest| ("config".to_owned(), digest)));
         if let Some(dir) = adapter {
             let files = if Gguf::is_one(dir) { vec![dir.to_path_buf()] } else { adapter::files(dir)?.to_vec() };
             let read = |file| atomic::read_if_there(file).map(Option::unwrap_or_default);

@@ -137,6 +137,7 @@ struct Pretrain<'a> {
 impl Job for Pretrain<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
         let Self { args, config, settings, tokenizer, text, files } = self;
+        let _claim = atomic::Claim::new(&args.out)?;
         let resume = resolve::resume(&args.checkpoints, &args.out)?;
         let (mut model, full) = FullTuning::random(&mut backend, config.clone(), args.initializer_range, args.seed)?;
         let tokenizer = std::sync::Arc::new(tokenizer);
@@ -153,9 +154,7 @@ impl Job for Pretrain<'_> {
         let mut evaluation = Evaluation { args, tokenizer: &tokenizer, file: None };
         let on_step =
             |backend: &mut B, model: &Model<B>, report: &StepReport| evaluation.step(backend, model, report.step);
-        let mut claim = None;
         let on_start = || {
-            claim = Some(atomic::Claim::new(&args.out)?);
             resolve::write_config(&args.out, "pretrain", args)?;
             atomic::write(args.out.join("tokenizer.json"), text.as_bytes())?;
             files.iter().try_for_each(|(name, value)| atomic::write_json(args.out.join(name), value))

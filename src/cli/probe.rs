@@ -145,7 +145,7 @@ fn run_on(
     memory: Option<usize>,
 ) -> Result<Vec<Outcome>, Failure> {
     files.config.require_causal()?;
-    let digest = tokenizer_digest(&files)?;
+    let digest = files.tokenizer_digest()?;
     // Only a plan by the model's states waits for the model.
     let mut tokenizer = None;
     for Part { args, study, planned } in &mut parts {
@@ -176,11 +176,6 @@ fn run_on(
     let (dtype, common) = (files.dtype, &parts[0].args.common);
     dispatch(common, dtype, Probe { name, files, parts, tokenizer, memory, outcomes: &mut outcomes })?;
     Ok(outcomes)
-}
-
-/// What tells the files of a model's tokenizer from others; none where it has none.
-fn tokenizer_digest(files: &ModelFiles) -> Result<Option<String>> {
-    Ok(files.identity()?.get("tokenizer").and_then(|digest| digest.as_str()).map(str::to_owned))
 }
 
 /// Refuses a plan whose token ids are of another tokenizer.
@@ -335,7 +330,7 @@ impl Job for Probe<'_> {
                         let vectors = study.vectors(asked, &mut backend, model, tokenizer)?;
                         let mut condition = study.plan(asked, tokenizer, Some(vectors))?;
                         study::expand_modules(&mut condition.settings, args, &condition.levels, &files);
-                        condition.plan.tokenizer = tokenizer_digest(&files)?;
+                        condition.plan.tokenizer = files.tokenizer_digest()?;
                         condition
                     }
                     (condition, ..) => condition.expect("probe: what needs no states is planned"),

@@ -337,10 +337,6 @@ impl<A> Default for Apart<'_, A> {
     }
 }
 
-/// The directory of what trainings of their own write together, in that of the first, before it is parted: unfinished
-/// ([`atomic::PREFIX`]).
-const TOGETHER: &str = ".tmp-llamaprobe-together";
-
 impl<A: Serialize> Training<'_, A> {
     /// Trains to the end, evaluating as `evaluation` says, writes the adapters and reports; or prints the memory plan.
     pub fn run<B: Backend>(
@@ -374,7 +370,11 @@ impl<A: Serialize> Training<'_, A> {
             let of = (objective.as_ref(), evaluation.as_ref());
             self::plan(backend, model, files, &tuned, (&runs, options), of)?.check(memory)?;
         }
-        let out = apart.first().map_or_else(|| training.out.clone(), |(_, dir)| dir.join(TOGETHER));
+        let out = apart
+            .first()
+            .map_or_else(|| training.out.clone(), |(_, dir)| dir.join(format!("{}together", atomic::PREFIX)));
+        // Before a look at what is there, which another command may be at work on.
+        let _claim = atomic::Claim::new(&out)?;
         let resume = resolve::resume(&training.checkpoints, &out)?;
         let dir = |run: usize| match apart.get(run) {
             Some((_, dir)) => dir.clone(),
@@ -402,9 +402,8 @@ impl<A: Serialize> Training<'_, A> {
         let configs: Vec<AdapterConfig> = named.iter().map(|run| run.config.clone()).collect();
         let mut output = fit_output(&out, &training.checkpoints, &configs, &identity);
         output.save_steps = output.save_steps.filter(|_| apart.is_empty());
-        let (mut stepped, mut claim) = (false, None);
+        let mut stepped = false;
         let on_start = || {
-            claim = Some(atomic::Claim::new(&out)?);
             training_results::note_others(&out, configs.len(), is_grid);
             match apart.is_empty() {
                 true => resolve::write_config(&out, command, args),

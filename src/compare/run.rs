@@ -89,13 +89,12 @@ impl Comparison<'_> {
 
 /// Writes the plan of a comparison, or checks that the one that is there is the same; nobody else compares there then.
 fn begin(out: &Path, plan: &mut serde_json::Value) -> Result<Claim> {
-    let path = out.join("plan.json");
+    let (path, claim) = (out.join("plan.json"), Claim::new(out)?);
     if !path.exists() {
         if let Some(other) = atomic::foreign_entry(out, &["llamaprobe.yaml"])? {
             let expected = "a new or empty directory, or that of the same comparison";
             return Err(Error::argument("out", expected, format!("{} with {other}", out.display())));
         }
-        let claim = Claim::new(out)?;
         atomic::write_json(&path, plan)?;
         return Ok(claim);
     }
@@ -104,7 +103,7 @@ fn begin(out: &Path, plan: &mut serde_json::Value) -> Result<Claim> {
     // Numbers pass through text on both sides, so that equal ones are equal.
     let ours = json::parse(&path, &plan.to_string())?;
     match json::difference("plan", &ours, &theirs) {
-        None => Claim::new(out),
+        None => Ok(claim),
         Some((field, expected, found)) => {
             Err(Error::field(&path, field, format!("{expected} as asked for now"), found))
         }

@@ -79,7 +79,7 @@ impl ModelConfig {
     /// first new token.
     ///
     /// # Errors
-    /// `a prompt`: its length.
+    /// `prompt` and its number: its length.
     pub fn check_prompts(&self, lengths: &[usize], generation: &GenerationConfig) -> Result<()> {
         let Some(learned) = self.learned_positions() else { return Ok(()) };
         match lengths.iter().position(|&len| len >= learned && generation.limit(len) > 0) {
@@ -87,7 +87,7 @@ impl ModelConfig {
                 let most = learned.saturating_sub(1);
                 let expected =
                     format!("at most {most} tokens, one less than the {learned} positions that the model learned");
-                Err(Error::argument(format!("prompts[{i}]"), expected, lengths[i]))
+                Err(Error::argument(format!("prompt {i}"), expected, lengths[i]))
             }
             None => Ok(()),
         }

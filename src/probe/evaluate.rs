@@ -36,6 +36,20 @@ pub struct Evaluation<'a> {
 }
 
 impl Evaluation<'_> {
+    /// Says which answers of the queries can never be chosen, or written whole.
+    ///
+    /// # Errors
+    /// A failure of the tokenizer.
+    pub fn warn(&self) -> Result<()> {
+        let Self { tokenizer, task, template, queries, .. } = *self;
+        unreachable::warn_of_beginning(task, template, queries);
+        if task.is_closed() {
+            return Ok(());
+        }
+        let (prompts, stops) = (Prompts::new(tokenizer, template), Vec::from_iter(template.stop()));
+        unreachable::warn_of_cut(task, (&prompts, template), queries, &stops, self.max_new_tokens)
+    }
+
     /// The score after `shots` demonstrations of a seed, the same before every query: of labels and choices the accuracy by
     /// log-probability, from 0 to 1; otherwise the task's metric of what the model writes greedily, from 0 to 100. Of one
     /// seed the demonstrations of a smaller number are the first of a larger one.
@@ -52,11 +66,7 @@ impl Evaluation<'_> {
         let drawn = sample(self.pool, self.queries, shots, seed)?;
         let before: String = drawn.iter().map(|&i| template.demonstration(&self.pool[i])).collect();
         let text = |query: &Example| format!("{before}{}", template.query(query));
-        unreachable::warn_of_beginning(self.task, template, self.queries);
         if !self.task.is_closed() {
-            let stops: Vec<&str> = template.stop().into_iter().collect();
-            let most = self.max_new_tokens;
-            unreachable::warn_of_cut(self.task, (&prompts, template), self.queries, &stops, most)?;
             let prompt = |query: &Example| Ok(prompts.prompt::<&str>(&text(query), &[])?.token_ids);
             return self.written(backend, model, self.queries.par_iter().map(prompt).collect::<Result<_>>()?);
         }

@@ -137,7 +137,7 @@ fn prompts_beyond_learned_positions_are_refused_or_shortened_and_said() {
     put(d, "long.jsonl", &format!("{{\"text\": \"{}\"}}\n", "a long one ".repeat(5)));
     put(d, "eval.jsonl", &format!("{{\"prompt\": \"{}\", \"completion\": \"x\"}}\n", "a long one ".repeat(5)));
     put(d, "train.jsonl", "{\"prompt\": \"a\", \"completion\": \"x\"}\n");
-    let beyond = "prompts[0]: expected at most 39 tokens, one less than the 40 positions that the model learned";
+    let beyond = "prompt 0: expected at most 39 tokens, one less than the 40 positions that the model learned";
     for command in [
         "generate --model {}/gpt2 --input {}/long.jsonl --max-new-tokens 5",
         "generate --model {}/gpt2 --prompt one,two,three,four,five,six,seven,eight,nine,ten",
@@ -150,7 +150,7 @@ fn prompts_beyond_learned_positions_are_refused_or_shortened_and_said() {
     assert!(!d.join("t/adapter_config.json").exists());
     let two =
         "generate --model {}/gpt2 --prompt a --prompt one,two,three,four,five,six,seven,eight,nine,ten --device cpu";
-    assert!(line(d, two).refused().contains("prompts[1]: expected at most 39 tokens"));
+    assert!(line(d, two).refused().contains("prompt 1: expected at most 39 tokens"));
     // Whoever asks for no token gets none.
     line(d, "generate --model {}/gpt2 --input {}/long.jsonl --max-new-tokens 0 --device cpu").ok();
     let ran =

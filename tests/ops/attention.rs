@@ -124,14 +124,15 @@ impl Attention {
         row * self.dims.kv_width() + head / self.dims.group() * self.dims.head_dim
     }
 
-    /// The gradients of the inputs, from `z` and `lse` of a forward with the same output rows.
-    fn gradients<B: Backend>(
+    /// The gradients of the inputs, from `z` and `lse` of a forward with the same output rows, after `then` has had those of
+    /// queries and keys.
+    pub fn gradients<B: Backend>(
         &self,
         b: &mut B,
         given: &Given<'_>,
         (z, lse): &(B::Compute, B::Acc),
-        d_z: &[f64],
-        outputs: Option<&[usize]>,
+        (d_z, outputs): (&[f64], Option<&[usize]>),
+        then: impl FnOnce(&mut B, &B::Pack, [&mut B::Compute; 2]),
     ) -> Vec<Option<Vec<f64>>> {
         let (pack, dims) = (&b.pack(&self.pack).unwrap(), self.dims);
         let [q, k, v] = &[0, 1, 2].map(|i| device::compute(b, &given.inputs[i]));
@@ -152,6 +153,7 @@ impl Attention {
             outputs,
             dims,
         });
+        then(b, pack, [&mut d_q, &mut d_k]);
         let read = [(d_q, 0), (d_k, 1), (d_v, 2)].map(|(d, i)| Some(device::read_compute(b, &d, given.len(i))));
         [&read[..], &[None, None]].concat()
     }
@@ -234,7 +236,7 @@ impl Operation for Attention {
         let saved = device::forward(b, self, given.inputs, 0.0);
         let saved = (device::compute(b, &saved[0]), device::acc(b, &saved[1]));
         self.joint_backward(b, given, &saved);
-        self.gradients(b, given, &saved, &given.d_outputs[0], None)
+        self.gradients(b, given, &saved, (&given.d_outputs[0], None), |_, _, _| {})
     }
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {

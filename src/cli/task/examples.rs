@@ -260,6 +260,7 @@ impl Job for Evaluate<'_> {
             max_new_tokens: args.max_new_tokens.unwrap_or(32),
             rows: args.batch_tokens.unwrap_or(4096),
         };
+        evaluation.warn()?;
         let mut scores: Vec<Vec<f64>> = Vec::with_capacity(shots.len());
         for &shots in &shots {
             // Without demonstrations all seeds are the same.

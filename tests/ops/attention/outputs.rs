@@ -78,7 +78,7 @@ impl Operation for AttentionOutputs {
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
         let saved = self.attend(b, given.inputs);
         let d_z = self.spread(&given.d_outputs[0], self.attention.dims.q_width());
-        self.attention.gradients(b, given, &saved, &d_z, Some(&self.rows))
+        self.attention.gradients(b, given, &saved, (&d_z, Some(&self.rows)), |_, _, _| {})
     }
 
     fn launch(&self, _: &Case, _: &mut Recorder<'_>) -> bool {

@@ -268,37 +268,20 @@ impl Attention {
         &self,
         b: &mut B,
         given: &Given<'_>,
-        (z, lse): &(B::Compute, B::Acc),
+        saved: &(B::Compute, B::Acc),
         apart: bool,
-    ) -> [Vec<f64>; 3] {
-        let (pack, dims) = (&b.pack(&self.pack).unwrap(), self.dims);
-        let [q, k, v] = &[0, 1, 2].map(|i| device::compute(b, &given.inputs[i]));
-        let [mut d_q, mut d_k, mut d_v] = [0, 1, 2].map(|i| device::compute(b, &given.start[i]));
-        let [mut delta, mut d_z] =
-            [&vec![FILL; self.pack.len() * dims.heads], &given.d_outputs[0]].map(|x| device::acc(b, x));
+    ) -> Vec<Option<Vec<f64>>> {
+        let dims = self.dims;
         let head_dim = dims.head_dim;
+        // An upload between the two would part them.
         let cos_sin = &device::acc(b, &rope::cos_sin(self.pack.longest(), head_dim));
-        b.attention_bwd(ops::AttentionBwd {
-            d_q: &mut d_q,
-            d_k: &mut d_k,
-            d_v: &mut d_v,
-            delta: &mut delta,
-            d_z: &mut d_z,
-            z,
-            lse,
-            q,
-            k,
-            v,
-            pack,
-            outputs: None,
-            dims,
-        });
-        if apart {
-            b.sync().unwrap();
-        }
-        for (d_x, heads) in [(&mut d_q, dims.heads), (&mut d_k, dims.kv_heads)] {
-            b.rope_bwd(ops::RopeBwd { d_x, pack, cos_sin, heads, head_dim, rotary_dim: head_dim });
-        }
-        [(&d_q, 0), (&d_k, 1), (&d_v, 2)].map(|(d, i)| device::read_compute(b, d, given.len(i)))
+        self.gradients(b, given, saved, (&given.d_outputs[0], None), |b, pack, [d_q, d_k]| {
+            if apart {
+                b.sync().unwrap();
+            }
+            for (d_x, heads) in [(d_q, dims.heads), (d_k, dims.kv_heads)] {
+                b.rope_bwd(ops::RopeBwd { d_x, pack, cos_sin, heads, head_dim, rotary_dim: head_dim });
+            }
+        })
     }
 }

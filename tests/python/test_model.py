@@ -39,6 +39,7 @@ def test_cache_is_what_capture_writes(model, docs, tmp_path, names):
     assert [doc.doc_len for doc in file.docs] == [[len(ids)] for ids in docs]
     # Attention of a document ends where the document does.
     pattern = file[1]["blocks.0.attn.hook_pattern"]
+    assert file[1]["attn.hook_pattern", -1].name == f"blocks.{model.info['n_layers'] - 1}.attn.hook_pattern"
     assert pattern.shape == (3, model.info["n_heads"], 3)
     assert np.allclose(pattern.numpy().sum(-1), 1)
 
@@ -81,6 +82,9 @@ def test_names_are_found_in_every_spelling(model, docs):
     assert len(cache) == model.info["n_layers"]
     for name in ("resid_post1", "blocks.1.hook_out", ("resid_post", 1), "blocks.1.hook_resid_post"):
         assert cache[name].name == "blocks.1.hook_resid_post"
+    last = model.info["n_layers"] - 1
+    assert cache["resid_post", -1].name == f"blocks.{last}.hook_resid_post"
+    assert ("resid_post", -last - 2) not in cache
     assert cache.stack("resid_post").shape == (model.info["n_layers"], len(docs[0]), model.info["d_model"])
     assert "blocks.0.hook_attn_out" not in cache
     with pytest.raises(KeyError):

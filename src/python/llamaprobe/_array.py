@@ -169,9 +169,9 @@ class Cache(Mapping[str, Tensor]):
     """The recorded rows of hooks by name, of one or several documents.
 
     `cache["blocks.3.hook_resid_post"]` is a :class:`Tensor` `[rows, d_model]` of all documents; any other name that the hook has
-    (`resid_post3`, TransformerLens 4's `blocks.3.hook_out`, `("resid_post", 3)`) finds it too; in a cache that was read from a file
-    the file's own names do, and these with the block's number behind them. `cache[i]`, of an integer, is the
-    cache of document i: views of the same memory, of its own length.
+    (`resid_post3`, TransformerLens 4's `blocks.3.hook_out`, `("resid_post", 3)`) finds it too, and `("resid_post", -1)` the last
+    block's; in a cache that was read from a file the file's own names do, and these with the block's number behind them.
+    `cache[i]`, of an integer, is the cache of document i: views of the same memory, of its own length.
     """
 
     def __init__(
@@ -183,11 +183,13 @@ class Cache(Mapping[str, Tensor]):
         labels: Mapping[str, np.ndarray],
         resolve: Callable[[str], list[str]] | None = None,
         metadata: Mapping[str, str] | None = None,
+        n_layers: int = 0,
     ) -> None:
         self._names = list(names)
         self._load = load
         self._loaded: dict[str, Tensor] = {}
         self._resolve = resolve
+        self._n_layers = n_layers
         self.doc_start = list(doc_start)
         """The first row of each document, and behind them all the number of rows."""
         self.doc_len = list(doc_len)
@@ -226,7 +228,7 @@ class Cache(Mapping[str, Tensor]):
             array, axes = _shaped(states.tensor(name), layout.get(local, "d_model"), heads)
             return Tensor(array, name, axes, starts, doc_len)
 
-        return cls(names, load, starts, doc_len, {"pos": pos, "token_id": token_id}, None, metadata)
+        return cls(names, load, starts, doc_len, {"pos": pos, "token_id": token_id}, None, metadata, int(metadata.get("n_layers", 0)))
 
     @property
     def n_docs(self) -> int:
@@ -241,6 +243,11 @@ class Cache(Mapping[str, Tensor]):
     def _name(self, key: str | tuple[Any, ...]) -> str:
         if isinstance(key, tuple):
             word, layer, *rest = key
+            if isinstance(layer, (int, np.integer)) and layer < 0:
+                # From the last one, of a model or of a file that says how many there are.
+                if layer < -self._n_layers:
+                    raise KeyError(f"{key!r}: {self._n_layers or 'an unknown number of'} layers")
+                layer += self._n_layers
             key = word if layer is None else f"{word}{layer}{rest[0] if rest and rest[0] else ''}"
         if key in self._names:
             return key
@@ -277,6 +284,7 @@ class Cache(Mapping[str, Tensor]):
             labels,
             self._resolve,
             self.metadata,
+            self._n_layers,
         )
 
     def __contains__(self, key: object) -> bool:

@@ -191,7 +191,7 @@ class Model:
         def resolve(name: str) -> list[str]:
             return self._session.resolve([name], names)
 
-        return logits, Cache(list(tensors), tensors.__getitem__, starts, doc_len, labels, resolve)
+        return logits, Cache(list(tensors), tensors.__getitem__, starts, doc_len, labels, resolve, n_layers=self.info["n_layers"])
 
     def run_with_hooks(
         self,

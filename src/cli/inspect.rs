@@ -60,10 +60,13 @@ impl Job for Inspect<'_> {
         let names: Vec<_> = shape.targets.iter().map(|&target| config.family.short_name(target)).collect();
         let adapter_name = format!("rank {} on {}", shape.rank, names.join(" and "));
         let training = Plan::new(&backend, &files).tuning(&backend, config, &layout, 1, rows);
+        // As PEFT's `print_trainable_parameters` counts them: those of the adapter are among all.
+        let trainable = layout.stride;
+        let percent = 100.0 * trainable as f64 / (config.parameters() + trainable) as f64;
         if args.common.json {
             let mut found = json!({
                 "model": shapes(&files), "weights": weights(&files), "rows": args.rows, "capture": inference.json(), "train_lora": training.json(),
-                "adapter": adapter.map(|report| report.json()),
+                "trainable_parameters": trainable, "trainable_percent": percent, "adapter": adapter.map(|report| report.json()),
             });
             if let Some(predicted) = predicted {
                 found["predicted"] = predicted.json();
@@ -86,6 +89,7 @@ impl Job for Inspect<'_> {
         output::line(format_args!("\ncapture, {} rows, {}", args.rows, backend.name()))?;
         inference.print(false)?;
         output::line(format_args!("\ntrain-lora, {} rows, {adapter_name}", args.rows))?;
+        output::line(format_args!("{trainable} trainable parameters, {percent:.4} % of all"))?;
         training.print(false)?;
         if let Some(predicted) = predicted {
             predicted.print(&adapter_name)?;

@@ -12,11 +12,17 @@ use crate::support::tiny_model::TinyModel;
 fn inspect_shows_shapes_and_parameters_of_the_file() {
     let dir = workplace();
     let json = line(dir.path(), "inspect --model {}/model --rows 100 --json").json();
-    let elements: usize = TinyModel::default().tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let tiny = TinyModel::default();
+    let elements: usize = tiny.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     assert_eq!(json["model"]["parameters"], elements);
     assert_eq!(json["capture"]["weights__mapped"], 4 * elements);
     let total = |plan: &Value| plan["total"].as_u64().expect("a sum");
     assert!(total(&json["train_lora"]) > total(&json["capture"]));
+    // Rank 8 on queries and values.
+    let outputs = (tiny.heads + tiny.kv_heads) * tiny.head_dim;
+    let trainable = tiny.layers * 8 * (2 * tiny.width + outputs);
+    assert_eq!(json["trainable_parameters"], trainable);
+    assert_eq!(json["trainable_percent"], 100.0 * trainable as f64 / (elements + trainable) as f64);
     let text = line(dir.path(), "inspect --model {}/model").ok().out;
     assert!(text.contains("layers") && text.contains("activations"), "{text}");
 }

@@ -140,6 +140,8 @@ fn sources(args: &CompareArgs) -> Result<(Vec<Source>, usize)> {
             Some(text) => Template::parse(text, task.template())?,
             None => task.template().clone(),
         };
+        let chat = args.apply_chat_template || template.is_chat();
+        let template = template.with_chat(chat);
         for (side, files) in [(Side::Train, &train), (Side::Test, &test)] {
             if files.is_empty() && !task.has_data(side) {
                 return Err(match i {

@@ -250,8 +250,9 @@ fn settings(args: &ProbeArgs, task: Task, model: &ModelConfig) -> Result<ProbeSe
         Some(text) => Template::parse(text, &defaults.template)?,
         None => defaults.template.clone(),
     };
+    let chat = args.apply_chat_template || template.is_chat();
     Ok(ProbeSettings {
-        template,
+        template: template.with_chat(chat),
         demonstrations: args.demos.unwrap_or(defaults.demonstrations),
         queries: args.queries.or(defaults.queries),
         seeds: resolve::seeds(args.seed, args.seeds.unwrap_or(defaults.seeds.len() as u64))?,

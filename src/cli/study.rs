@@ -126,7 +126,8 @@ impl Asked {
                 true => crate::formats::atomic::read_to_string(level)?,
                 false => level.to_owned(),
             };
-            settings.template = Template::parse(&yaml, settings.task.template())?;
+            let default = settings.task.template().clone().with_chat(settings.template.is_chat());
+            settings.template = Template::parse(&yaml, &default)?;
         }
         let source = settings.source.as_deref().map(Task::named).transpose()?;
         let source = source.filter(|source| *source != settings.task);
@@ -140,7 +141,11 @@ impl Asked {
 
 /// How a task's examples become text in a condition.
 fn template(task: &Task, condition: &Asked) -> Template {
-    if condition.source.as_ref() == Some(task) { task.template().clone() } else { condition.settings.template.clone() }
+    let template = &condition.settings.template;
+    match condition.source.as_ref() == Some(task) {
+        true => task.template().clone().with_chat(template.is_chat()),
+        false => template.clone(),
+    }
 }
 
 fn data(task: &Task, side: Side, files: &[PathBuf], template: &Template) -> Result<Vec<Example>> {

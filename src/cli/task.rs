@@ -46,6 +46,7 @@ pub fn run(args: &TaskArgs) -> Result<(), Failure> {
         ("--train", !args.train.is_empty()),
         ("--test", !args.test.is_empty()),
         ("--template", args.template.is_some()),
+        ("--apply-chat-template", args.apply_chat_template),
         ("--shots", !args.shots.is_empty()),
         ("--queries", args.queries.is_some()),
         ("--seeds", args.seeds.is_some()),

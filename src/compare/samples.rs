@@ -38,7 +38,7 @@ pub fn write(out: &Path, cell: &Cell, target: &TaskData, settings: &CompareSetti
     let path = folder.join(format!("samples_{}.jsonl", target.task.name()));
     let mut text = Vec::new();
     for (generation, query) in cell.generations.iter().zip(&target.queries.examples) {
-        let sample = sample(generation, query, target, settings);
+        let sample = sample(generation, query, target, settings)?;
         serde_json::to_writer(&mut text, &sample).map_err(Error::file(&path))?;
         text.push(b'\n');
     }
@@ -46,10 +46,10 @@ pub fn write(out: &Path, cell: &Cell, target: &TaskData, settings: &CompareSetti
 }
 
 /// The line of a query.
-fn sample(generation: &Generation, query: &Example, target: &TaskData, settings: &CompareSettings) -> Value {
+fn sample(generation: &Generation, query: &Example, target: &TaskData, settings: &CompareSettings) -> Result<Value> {
     let metric = target.task.metric();
     let doc = doc(query);
-    let prompt = target.text(generation, query);
+    let prompt = target.text(generation, query)?;
     let stops: Vec<&str> = settings.stop.iter().map(String::as_str).chain(target.template.stop()).collect();
     let how = json!({
         "until": stops,
@@ -74,7 +74,7 @@ fn sample(generation: &Generation, query: &Example, target: &TaskData, settings:
         "target_hash": hash(&query.output),
     });
     sample[name.as_str().unwrap_or_default()] = json!(value(metric, &generation.statistics));
-    sample
+    Ok(sample)
 }
 
 /// The value of a metric for one example.

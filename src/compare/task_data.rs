@@ -18,7 +18,7 @@ use crate::random::Rng;
 use crate::task::demonstrations::sample_for;
 use crate::task::prompts::Prompts;
 use crate::task::retrieval::Retrieved;
-use crate::task::{Example, Task, Template, unreachable};
+use crate::task::{Example, Task, Template, Turn, unreachable};
 use crate::train::data::{IGNORE_INDEX, TrainSequence};
 use crate::{Error, Result, hash};
 
@@ -159,8 +159,8 @@ impl<'a> TaskData<'a> {
                 }
             };
             let index = self.queries.indices[i];
-            self.fitted(retrieved, query, self.settings.max_new_tokens, |text| {
-                Ok(Prompts::new(self.tokenizer, self.template).prompt::<&str>(text, &[])?.token_ids)
+            self.fitted(retrieved, query, self.settings.max_new_tokens, |prompts, text| {
+                Ok(prompts.prompt::<&str>(text, &[])?.token_ids)
             })
             .map(|(token_ids, retrieved, dropped)| PromptContext {
                 query: index,
@@ -173,12 +173,16 @@ impl<'a> TaskData<'a> {
     }
 
     /// The text of a query's prompt, with the demonstrations that were shown.
-    pub fn text(&self, generation: &Generation, query: &Example) -> String {
+    ///
+    /// # Errors
+    /// A failure of the tokenizer's chat template.
+    pub fn text(&self, generation: &Generation, query: &Example) -> Result<String> {
         let shown = generation.demonstrations.iter().filter_map(|index| {
             let at = self.pool.indices.iter().position(|other| other == index)?;
-            Some(self.template.demonstration(&self.pool.examples[at]))
+            Some(self.template.turn(&self.pool.examples[at]))
         });
-        shown.chain([self.template.query(query)]).collect()
+        let shown: Vec<Turn> = shown.collect();
+        Ok(Prompts::new(self.tokenizer, self.template).texts(&shown, &self.template.query(query))?.concat())
     }
 
     /// What an arm is trained on: the first examples of the pool, each with its answer, and an end-of-sequence token
@@ -193,9 +197,8 @@ impl<'a> TaskData<'a> {
                 Arm::Ipt => self.index.nearest_to_example(i, &example.input, self.settings.demonstrations)?,
                 _ => Vec::new(),
             };
-            let prompts = Prompts::new(self.tokenizer, self.template);
             let mut labels = Vec::new();
-            let (mut ids, ..) = self.fitted(retrieved, example, 1, |text| {
+            let (mut ids, ..) = self.fitted(retrieved, example, 1, |prompts, text| {
                 let learnt = prompts.training_example(text, &example.output)?;
                 labels = learnt.labels;
                 Ok(learnt.input_ids)
@@ -218,13 +221,13 @@ impl<'a> TaskData<'a> {
         mut retrieved: Vec<Retrieved>,
         example: &Example,
         reserve: usize,
-        mut encode: impl FnMut(&str) -> Result<Vec<u32>>,
+        mut encode: impl FnMut(&Prompts, &str) -> Result<Vec<u32>>,
     ) -> Result<(Vec<u32>, Vec<Retrieved>, usize)> {
-        let all = retrieved.len();
+        let (all, prompts) = (retrieved.len(), Prompts::new(self.tokenizer, self.template));
         loop {
-            let demonstration = |r: &Retrieved| self.template.demonstration(&self.pool.examples[r.index]);
-            let before: String = retrieved.iter().map(demonstration).collect();
-            let ids = encode(&(before + &self.template.query(example)))?;
+            let turn = |r: &Retrieved| self.template.turn(&self.pool.examples[r.index]);
+            let shown: Vec<Turn> = retrieved.iter().map(turn).collect();
+            let ids = encode(&prompts, &prompts.texts(&shown, &self.template.query(example))?.concat())?;
             if retrieved.is_empty() || self.room.fits(ids.len() + reserve) {
                 let dropped = all - retrieved.len();
                 return Ok((ids, retrieved, dropped));
@@ -311,7 +314,7 @@ fn shuffled(
     let prompts = Prompts::new(tokenizer, &source.template);
     // Every sequence of an example alone must fit: with its answer to learn from, with new tokens as a query.
     let length = |example: &Example| -> Result<usize> {
-        let query = source.template.query(example);
+        let query = prompts.texts(&[], &source.template.query(example))?.concat();
         let generated = prompts.prompt::<&str>(&query, &[])?.token_ids.len() + settings.max_new_tokens;
         Ok(generated.max(prompts.training_example(&query, &example.output)?.input_ids.len() + 1))
     };

@@ -12,7 +12,7 @@ use crate::random::Rng;
 use crate::task::demonstrations::sample_of;
 use crate::task::prompts::{Prompt, Prompts, TrainingExample};
 use crate::task::retrieval::{self, Retriever};
-use crate::task::{Candidates, Example, Task, Template, unreachable};
+use crate::task::{Candidates, Example, Task, Template, Turn, unreachable};
 use crate::{Error, Result};
 
 /// What a plan is drawn from.
@@ -75,22 +75,23 @@ impl Plan {
         unreachable::warn_of_beginning(task, &settings.template, queries);
         let prompts = Prompts::new(tokenizer, &settings.template);
         let candidates: Vec<Candidates> = queries.iter().map(|q| Candidates::of(task, q)).collect::<Result<_>>()?;
-        let read = |before: &str, (query, candidates): (&Example, &Candidates)| {
-            prompts.prompt_behind(before, &settings.template.query(query), &candidates.outputs)
+        let read = |shown: &[Turn], (query, candidates): (&Example, &Candidates)| {
+            let [before, query] = prompts.texts(shown, &settings.template.query(query))?;
+            prompts.prompt_behind(&before, &query, &candidates.outputs)
         };
-        let read_all = |before: &str| -> Result<Vec<(Prompt, usize)>> {
-            queries.par_iter().zip(&candidates).map(|pair| read(before, pair)).collect()
+        let read_all = |shown: &[Turn]| -> Result<Vec<(Prompt, usize)>> {
+            queries.par_iter().zip(&candidates).map(|pair| read(shown, pair)).collect()
         };
         let draw = Draw { pool: inputs.demonstrations, queries, similarities: inputs.similarities, settings };
         let seed_plan = |&seed: &u64| {
             let drawn = draw.seed(seed)?;
             let shown = drawn.shown.iter().map(|&i| &drawn.examples[i]);
-            let text: String = shown.map(|d| draw.pool.template.demonstration(d)).collect();
-            let plan = SeedPlan::new(seed, drawn.indices(), read_all(&text)?);
+            let turns: Vec<Turn> = shown.map(|d| draw.pool.template.turn(d)).collect();
+            let plan = SeedPlan::new(seed, drawn.indices(), read_all(&turns)?);
             drawn.learnt(plan, &draw, tokenizer)
         };
         let seeds = settings.seeds.iter().map(seed_plan).collect::<Result<_>>()?;
-        let alone = read_all("")?.into_iter().zip(&candidates).enumerate().map(|(index, ((p, _), c))| Query {
+        let alone = read_all(&[])?.into_iter().zip(&candidates).enumerate().map(|(index, ((p, _), c))| Query {
             index,
             token_ids: p.token_ids,
             answers: p.answers,
@@ -213,23 +214,22 @@ impl Drawn {
     pub fn learnt(&self, plan: SeedPlan, draw: &Draw<'_>, tokenizer: &Tokenizer) -> Result<SeedPlan> {
         let (template, settings) = (draw.pool.template, draw.settings);
         let prompts = Prompts::new(tokenizer, template);
-        let before = |shown: &mut dyn Iterator<Item = &usize>| -> String {
-            shown.map(|&i| template.demonstration(&self.examples[i])).collect()
+        let text = |shown: &mut dyn Iterator<Item = &usize>, i: usize| -> Result<String> {
+            let turns: Vec<Turn> = shown.map(|&i| template.turn(&self.examples[i])).collect();
+            Ok(prompts.texts(&turns, &template.query(&self.examples[i]))?.concat())
         };
-        let after = |before: &str, i: usize| -> Result<TrainingExample> {
-            let example = &self.examples[i];
-            prompts.training_example(&format!("{before}{}", template.query(example)), &example.output)
+        let after = |shown: &mut dyn Iterator<Item = &usize>, i: usize| -> Result<TrainingExample> {
+            prompts.training_example(&text(shown, i)?, &self.examples[i].output)
         };
         let all = 0..self.examples.len();
-        let train = all.clone().map(|i| after("", i)).collect::<Result<_>>()?;
-        let after_others = |i| after(&before(&mut self.shown.iter().filter(|&&other| other != i)), i);
+        let train = all.clone().map(|i| after(&mut std::iter::empty(), i)).collect::<Result<_>>()?;
+        let after_others = |i| after(&mut self.shown.iter().filter(|&&other| other != i), i);
         let ipt_train = match settings.soft.arms.iter().any(|&arm| arm == Arm::Ipt || arm.has_teacher()) {
             true => all.clone().map(after_others).collect::<Result<_>>()?,
             false => Vec::new(),
         };
         let in_context = |i: usize| -> Result<Vec<u32>> {
-            let text = before(&mut self.shown.iter().take_while(|&&other| other != i));
-            let text = text + &template.query(&self.examples[i]);
+            let text = text(&mut self.shown.iter().take_while(|&&other| other != i), i)?;
             Ok(prompts.prompt::<&str>(&text, &[])?.token_ids)
         };
         let icl_demonstration_token_ids = match settings.position == Position::Demos {

@@ -14,7 +14,7 @@ use crate::model::{self, GenerationConfig, Model};
 use crate::task::demonstrations::sample;
 use crate::task::metrics::score;
 use crate::task::prompts::{Prompt, Prompts};
-use crate::task::{Candidates, Example, Task, Template, unreachable};
+use crate::task::{Candidates, Example, Task, Template, Turn, unreachable};
 use crate::{Error, Result};
 
 /// What a model is evaluated on.
@@ -64,15 +64,15 @@ impl Evaluation<'_> {
             return Err(Error::argument("queries", "at least 1", 0));
         }
         let drawn = sample(self.pool, self.queries, shots, seed)?;
-        let before: String = drawn.iter().map(|&i| template.demonstration(&self.pool[i])).collect();
-        let text = |query: &Example| format!("{before}{}", template.query(query));
+        let shown: Vec<Turn> = drawn.iter().map(|&i| template.turn(&self.pool[i])).collect();
+        let text = |query: &Example| Ok(prompts.texts(&shown, &template.query(query))?.concat());
         if !self.task.is_closed() {
-            let prompt = |query: &Example| Ok(prompts.prompt::<&str>(&text(query), &[])?.token_ids);
+            let prompt = |query: &Example| Ok(prompts.prompt::<&str>(&text(query)?, &[])?.token_ids);
             return self.written(backend, model, self.queries.par_iter().map(prompt).collect::<Result<_>>()?);
         }
         let closed = |query: &Example| {
             let Candidates { outputs, gold } = Candidates::of(self.task, query)?;
-            Ok((prompts.prompt(&text(query), &outputs)?, gold))
+            Ok((prompts.prompt(&text(query)?, &outputs)?, gold))
         };
         let asked: Vec<(Prompt, usize)> = self.queries.par_iter().map(closed).collect::<Result<_>>()?;
         let (prompts, gold): (Vec<Prompt>, Vec<usize>) = asked.into_iter().unzip();

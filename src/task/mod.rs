@@ -22,4 +22,4 @@ pub use definition::Task;
 pub use example::{Dataset, Example};
 pub use metrics::Metric;
 pub use prompts::{Answer, Prompts};
-pub use templates::Template;
+pub use templates::{Template, Turn};

@@ -5,10 +5,16 @@
 //! character of the answer. A token across the seam therefore belongs to the answer, and is learned and scored with
 //! it; and since an answer may change how the end of its prompt is tokenised, an [`Answer`] says how many of the
 //! prompt's last tokens it replaces (none, with almost every tokenizer and template).
+//!
+//! Of a template of [turns](Template::is_chat) the text is what the tokenizer's chat template makes of a conversation, up to where
+//! the assistant begins to answer the query; special tokens are those that it writes.
+
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::templates::Template;
+use super::templates::{Template, Turn};
+use crate::formats::chat::Message;
 use crate::formats::tokenizer::{Encoding, Tokenizer};
 use crate::{Error, Result};
 
@@ -67,12 +73,73 @@ impl TrainingExample {
 pub struct Prompts<'a> {
     tokenizer: &'a Tokenizer,
     template: &'a Template,
+    /// What stands before answers in a conversation, once it is known.
+    space: OnceLock<String>,
 }
 
 impl<'a> Prompts<'a> {
     /// With the tokenizer of a model and the template of a task.
     pub fn new(tokenizer: &'a Tokenizer, template: &'a Template) -> Self {
-        Self { tokenizer, template }
+        Self { tokenizer, template, space: OnceLock::new() }
+    }
+
+    /// The text of demonstrations and a query: up to where the query begins, and from there on. Of a conversation the first part
+    /// ends within the query's turn, where what the user says begins.
+    ///
+    /// # Errors
+    /// The tokenizer has no chat template, or one that refuses the conversation or leaves the query out.
+    pub fn texts(&self, shown: &[Turn], query: &str) -> Result<[String; 2]> {
+        if !self.template.is_chat() {
+            let before = shown.iter().map(|Turn { query, answer }| query.clone() + answer).collect();
+            return Ok([before, query.to_owned()]);
+        }
+        let query = query.trim();
+        let mut whole = self.conversation(shown, query)?;
+        // Up to where another query would make another text.
+        let other = if query.starts_with('a') { "b" } else { "a" };
+        let begin = common_start(&whole, &self.conversation(shown, other)?);
+        if !whole[begin..].starts_with(query) {
+            let expected = "a chat template that writes what the user says last as it is";
+            return Err(Error::argument("chat_template", expected, format!("{whole:?}")));
+        }
+        let rest = whole.split_off(begin);
+        Ok([whole, rest])
+    }
+
+    /// Demonstrations and a query as turns of a conversation, up to where the assistant begins to answer.
+    fn conversation(&self, shown: &[Turn], query: &str) -> Result<String> {
+        let said = |role: &str, content: &str| Message::new(role, content.trim());
+        let turns = shown.iter().flat_map(|turn| [said("user", &turn.query), said("assistant", &turn.answer)]);
+        let messages: Vec<Message> = turns.chain([said("user", query)]).collect();
+        self.tokenizer.render_chat(&messages, true)
+    }
+
+    /// The text of an answer behind its query.
+    ///
+    /// # Errors
+    /// See [`Prompts::texts`].
+    fn answer(&self, output: &str) -> Result<String> {
+        let answer = self.template.answer(output);
+        if !self.template.is_chat() {
+            return Ok(answer);
+        }
+        let space = match self.space.get() {
+            Some(space) => space,
+            None => {
+                let space = self.space_before_answers()?;
+                self.space.get_or_init(|| space)
+            }
+        };
+        Ok(format!("{space}{}", answer.trim()))
+    }
+
+    /// White space that the chat template writes before what the assistant says.
+    fn space_before_answers(&self) -> Result<String> {
+        let (user, said) = (Message::new("user", "a"), Message::new("assistant", "b"));
+        let before = self.tokenizer.render_chat(std::slice::from_ref(&user), true)?;
+        let whole = self.tokenizer.render_chat(&[user, said], false)?;
+        let between = whole.strip_prefix(&before).and_then(|rest| rest.split_once('b')).map_or("", |(space, _)| space);
+        Ok(if between.trim().is_empty() { between.to_owned() } else { String::new() })
     }
 
     /// The prompt `text` with its `outputs` as answers.
@@ -91,7 +158,7 @@ impl<'a> Prompts<'a> {
     pub fn prompt_behind<S: AsRef<str>>(&self, before: &str, query: &str, outputs: &[S]) -> Result<(Prompt, usize)> {
         let Encoded { ids: token_ids, of_query, .. } = self.encode([before, query], None)?;
         let answer = |output: &S| {
-            let answer = self.template.answer(output.as_ref());
+            let answer = self.answer(output.as_ref())?;
             let Encoded { ids: whole, scored, .. } = self.encode([before, query], Some(&answer))?;
             let prefix = common_prefix(&token_ids, &whole).min(whole.len() - scored);
             Ok(Answer { replaces: token_ids.len() - prefix, token_ids: whole[prefix..].to_vec(), scored })
@@ -105,7 +172,7 @@ impl<'a> Prompts<'a> {
     /// # Errors
     /// See [`Prompts::prompt`].
     pub fn training_example(&self, text: &str, output: &str) -> Result<TrainingExample> {
-        let Encoded { ids: input_ids, scored, .. } = self.encode(["", text], Some(&self.template.answer(output)))?;
+        let Encoded { ids: input_ids, scored, .. } = self.encode(["", text], Some(&self.answer(output)?))?;
         let from = input_ids.len() - scored;
         let label = |(i, &id): (usize, &u32)| if i < from { -100 } else { i64::from(id) };
         let labels = input_ids.iter().enumerate().map(label).collect();
@@ -115,10 +182,11 @@ impl<'a> Prompts<'a> {
     /// The tokens of what stands before a query, the query and `answer` as one string.
     ///
     /// Special tokens that the tokenizer puts at the beginning stay; those that it would put at the end are dropped,
-    /// since the text goes on.
+    /// since the text goes on. Around a conversation it puts none.
     fn encode(&self, [before, query]: [&str; 2], answer: Option<&str>) -> Result<Encoded> {
         let pieces = [before, query, answer.unwrap_or_default()];
-        let (Encoding { mut ids, offsets }, owners) = self.tokenizer.encode_pieces(&pieces, true)?;
+        let (Encoding { mut ids, offsets }, owners) =
+            self.tokenizer.encode_pieces(&pieces, !self.template.is_chat())?;
         let last = offsets.iter().rposition(|&(_, end)| end > 0);
         ids.truncate(last.map_or(0, |last| last + 1));
         let of_piece = |piece: usize| owners[..ids.len()].iter().filter(|&&owner| owner == piece).count();
@@ -141,6 +209,11 @@ struct Encoded {
     of_query: usize,
     /// How many of the last cover characters of the answer.
     scored: usize,
+}
+
+/// The number of bytes with which both begin, of whole characters.
+fn common_start(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum()
 }
 
 /// The number of tokens with which both begin.

@@ -6,6 +6,9 @@
 //! without the template's trailing white space, which only separates a demonstration from what follows: with the
 //! default sentiment template that is ` positive`, not ` positive\n\n`.
 //!
+//! For a model that was tuned to converse, demonstrations and query may be turns of a conversation that its own chat template
+//! makes a text of ([`Template::with_chat`]).
+//!
 //! What fills `{input}` is text. Where a data set has structures (tables, triples, schemas), a [`Linear`] template, of
 //! the syntax of chat templates, makes the text.
 
@@ -76,6 +79,8 @@ pub fn linearise(linear: Linear, values: &serde_json::Value) -> Result<String> {
 pub struct Template {
     query: String,
     answer: String,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    chat: bool,
 }
 
 /// A template as written, before the check.
@@ -84,6 +89,16 @@ pub struct Template {
 struct Strings {
     query: Option<String>,
     answer: Option<String>,
+    chat: Option<bool>,
+}
+
+/// A demonstration: a filled query, and the answer to it with the separator that ends it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// As a query that is asked.
+    pub query: String,
+    /// What follows it.
+    pub answer: String,
 }
 
 impl TryFrom<Strings> for Template {
@@ -91,7 +106,9 @@ impl TryFrom<Strings> for Template {
 
     fn try_from(s: Strings) -> Result<Self> {
         let missing = |key: &str| Error::argument(format!("template.{key}"), "a string", "nothing");
-        Self::new(&s.query.ok_or_else(|| missing("query"))?, &s.answer.ok_or_else(|| missing("answer"))?)
+        let template =
+            Self::new(&s.query.ok_or_else(|| missing("query"))?, &s.answer.ok_or_else(|| missing("answer"))?)?;
+        Ok(template.with_chat(s.chat.unwrap_or_default()))
     }
 }
 
@@ -115,22 +132,38 @@ impl Template {
                 found(answer, &names),
             ));
         }
-        Ok(Self { query: query.to_string(), answer: answer.to_string() })
+        Ok(Self { query: query.to_string(), answer: answer.to_string(), chat: false })
     }
 
-    /// Reads a template as a user writes it: a YAML (hence also JSON) mapping with the keys `query` and `answer`, such as
+    /// The same as turns of a conversation, or not: queries are what the user says and answers what the assistant says, both without
+    /// white space around them, in the text that the model's chat template makes of them.
+    pub fn with_chat(self, chat: bool) -> Self {
+        Self { chat, ..self }
+    }
+
+    /// Whether demonstrations and queries are turns of a conversation.
+    pub fn is_chat(&self) -> bool {
+        self.chat
+    }
+
+    /// Reads a template as a user writes it: a YAML (hence also JSON) mapping with the keys `query`, `answer` and `chat`, such as
     /// `{query: "Text: {input}\nLabel:", answer: " {output}\n"}`. A key left out is that of `default`.
     ///
     /// # Errors
     /// The value is no such mapping, or the template is not valid (see [`Template::new`]).
     pub fn parse(value: &str, default: &Template) -> Result<Self> {
         let strings: Strings = yaml::parse(value).map_err(|e| {
-            Error::argument("template", "a mapping with the keys query and answer", format!("{value:?} ({e})"))
+            Error::argument(
+                "template",
+                "a mapping with the keys query and answer (and chat)",
+                format!("{value:?} ({e})"),
+            )
         })?;
-        Self::new(
+        let template = Self::new(
             strings.query.as_deref().unwrap_or(&default.query),
             strings.answer.as_deref().unwrap_or(&default.answer),
-        )
+        )?;
+        Ok(template.with_chat(strings.chat.unwrap_or(default.chat)))
     }
 
     /// The columns that a query names beside the input, by their names in the data.
@@ -164,14 +197,21 @@ impl Template {
         })
     }
 
-    /// A demonstration: query and answer, with the separator that ends it.
-    pub fn demonstration(&self, example: &Example) -> String {
-        self.query(example) + &fill(&self.answer, |_| &example.output)
+    /// A demonstration.
+    pub fn turn(&self, example: &Example) -> Turn {
+        Turn { query: self.query(example), answer: fill(&self.answer, |_| &example.output) }
     }
 
-    /// The string at which an answer is over: the first line end, where the template ends an answer with one.
+    /// A demonstration as text: query and answer, with the separator that ends it.
+    pub fn demonstration(&self, example: &Example) -> String {
+        let Turn { query, answer } = self.turn(example);
+        query + &answer
+    }
+
+    /// The string at which an answer is over: the first line end, where the template ends an answer with one. A turn of a
+    /// conversation ends with the model's own end of a turn alone.
     pub fn stop(&self) -> Option<&'static str> {
-        self.answer[self.answer.trim_end().len()..].contains('\n').then_some("\n")
+        (!self.chat && self.answer[self.answer.trim_end().len()..].contains('\n')).then_some("\n")
     }
 
     /// The answer that is learned or scored: without the template's trailing white space.

@@ -47,7 +47,7 @@ pub fn beyond_stop(examples: &[Example], stops: &[&str]) -> usize {
 pub fn gold_tokens(prompts: &Prompts, template: &Template, examples: &[Example]) -> Result<Vec<usize>> {
     let shortest = |example: &Example| -> Result<usize> {
         let gold: Vec<&str> = example.gold().collect();
-        let prompt = prompts.prompt(&template.query(example), &gold)?;
+        let prompt = prompts.prompt(&prompts.texts(&[], &template.query(example))?.concat(), &gold)?;
         Ok(prompt.answers.iter().map(|answer| answer.scored).min().unwrap_or(0))
     };
     examples.par_iter().map(shortest).collect()

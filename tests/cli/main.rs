@@ -6,6 +6,7 @@ mod support;
 mod analyze;
 mod capture;
 mod cases;
+mod chat;
 mod checkpoints;
 mod compare;
 mod config;

@@ -248,3 +248,86 @@ fn training_examples_have_their_labels_at_the_end() {
     assert_eq!(common_prefix(&[1, 2, 3], &[1, 2, 4, 5]), 2);
     assert_eq!(common_prefix(&[], &[1]), 0);
 }
+
+/// A tokenizer of the golden files with a chat template.
+fn chat_tokenizer(dir: &Path, name: &str, template: &str) -> Tokenizer {
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(support::golden("tokenizers").join(name).join(file), dir.join(file)).expect("copies");
+    }
+    Tokenizer::load(write(dir, "chat_template.jinja", template).parent().expect("a directory")).expect("loads")
+}
+
+/// Through templates of the forms of LLaMA-2's, LLaMA-3's and Qwen 3's, the text of a conversation is what one would write by hand.
+#[test]
+fn demonstrations_are_turns_of_a_conversation() {
+    let inst = "{% for m in messages %}{% if m.role == 'user' %}{{ '<s>[INST] ' + m.content + ' [/INST]' }}\
+                {% else %}{{ ' ' + m.content + ' </s>' }}{% endif %}{% endfor %}";
+    let headers = "{{ '<s>' }}{% for m in messages %}{{ '[' + m.role + ']\\n\\n' + m.content | trim + '</s>' }}{% endfor %}\
+                   {% if add_generation_prompt %}{{ '[assistant]\\n\\n' }}{% endif %}";
+    // What an assistant says last has an empty thought before it, which earlier turns have not.
+    let thoughts = "{% for m in messages %}{{ '<s>' + m.role + '\\n' }}{% if loop.last and m.role == 'assistant' %}\
+                    {{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{{ m.content + '</s>\\n' }}{% endfor %}\
+                    {% if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}";
+    let forms = [
+        (
+            inst,
+            ["<s>[INST] a fine film? [/INST] yes </s><s>[INST] ", "dull? [/INST]"],
+            ["<s>[INST] ", "dull? [/INST]"],
+            " no",
+        ),
+        (
+            headers,
+            ["<s>[user]\n\na fine film?</s>[assistant]\n\nyes</s>[user]\n\n", "dull?</s>[assistant]\n\n"],
+            ["<s>[user]\n\n", "dull?</s>[assistant]\n\n"],
+            "no",
+        ),
+        (
+            thoughts,
+            ["<s>user\na fine film?</s>\n<s>assistant\nyes</s>\n<s>user\n", "dull?</s>\n<s>assistant\n"],
+            ["<s>user\n", "dull?</s>\n<s>assistant\n"],
+            "no",
+        ),
+    ];
+    let plain = Template::new("{input}?", " {output}\n\n").expect("valid");
+    let template = plain.clone().with_chat(true);
+    assert_eq!((plain.stop(), template.stop()), (Some("\n"), None));
+    for (chat, behind, alone, answer) in forms {
+        let dir = support::temp();
+        let tokenizer = chat_tokenizer(dir.path(), "llama2", chat);
+        let prompts = Prompts::new(&tokenizer, &template);
+        let ids = |text: &str| tokenizer.encode(text, false).expect("encodes").ids;
+        let shown = [template.turn(&example(" a fine film", "yes"))];
+        for (shown, expected) in [(&shown[..], behind), (&[], alone)] {
+            let [before, query] = prompts.texts(shown, "dull? ").expect("renders");
+            assert_eq!([before.as_str(), &query], expected, "{chat}");
+            let (prompt, of_query) = prompts.prompt_behind(&before, &query, &["no", "yes"]).expect("tokens");
+            let text = before.clone() + &query;
+            assert_eq!(prompt.token_ids, ids(&text), "{chat}");
+            assert_eq!(
+                prompt.token_ids.iter().filter(|&&id| Some(id) == tokenizer.bos()).count(),
+                text.matches("<s>").count()
+            );
+            assert_eq!(prompt.answers[0].after(&prompt.token_ids), ids(&(text.clone() + answer)), "{chat}");
+            assert!(of_query < prompt.token_ids.len() && of_query >= ids(&query).len() - 1, "{chat}: {of_query}");
+            let learnt = prompts.training_example(&text, "no").expect("tokens");
+            assert_eq!(learnt.scored(), Some(prompt.answers[0].scored), "{chat}");
+            assert_eq!(learnt.input_ids, ids(&(text + answer)), "{chat}");
+        }
+    }
+}
+
+#[test]
+fn conversations_without_a_text_are_refused() {
+    let (dir, other) = (support::temp(), support::temp());
+    let template = Template::new("{input}", "{output}").expect("valid").with_chat(true);
+    let texts = |tokenizer: &Tokenizer| {
+        let error = Prompts::new(tokenizer, &template).texts(&[], "Dull").expect_err("no text");
+        error.to_string()
+    };
+    let without = Tokenizer::load(support::golden("tokenizers").join("llama2")).expect("loads");
+    assert!(texts(&without).contains("chat_template: expected a chat_template"), "{}", texts(&without));
+    let lower = chat_tokenizer(dir.path(), "llama2", "{{ messages[-1].content | lower }}");
+    assert!(texts(&lower).contains("writes what the user says last as it is"), "{}", texts(&lower));
+    let silent = chat_tokenizer(other.path(), "llama2", "hello");
+    assert!(texts(&silent).contains("writes what the user says last as it is"), "{}", texts(&silent));
+}

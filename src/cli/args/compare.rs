@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use serde::Serialize;
 
-use super::common::{BaseModelArgs, CommonArgs, LoraArgs, TEMPLATE, task_word};
+use super::common::{APPLY_CHAT_TEMPLATE, BaseModelArgs, CommonArgs, LoraArgs, TEMPLATE, task_word};
 use super::optim::RegularizationArgs;
 use crate::compare::{ARMS, Retrieval};
 use crate::probe::arm::Arm;
@@ -106,6 +106,8 @@ pub struct CompareArgs {
     pub edit: Option<PathBuf>,
     #[arg(long, value_name = "YAML", help = TEMPLATE)]
     pub template: Option<String>,
+    #[arg(long, help = APPLY_CHAT_TEMPLATE)]
+    pub apply_chat_template: bool,
     #[command(flatten)]
     #[serde(flatten)]
     pub lora: LoraArgs,

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use clap::{ArgAction, Args, ValueEnum};
 use serde::Serialize;
 
-use super::common::{BaseModelArgs, CommonArgs, LoraArgs, TEMPLATE, task_word};
+use super::common::{APPLY_CHAT_TEMPLATE, BaseModelArgs, CommonArgs, LoraArgs, TEMPLATE, task_word};
 use super::optim::RegularizationArgs;
 use crate::probe::arm::{Arm, FURTHER_ARMS};
 use crate::probe::{Position, SimilarityBy, SoftSettings, TuningKind};
@@ -60,7 +60,7 @@ fn further_arm(name: &str) -> Result<Arm, String> {
 }
 
 /// The flags of what a plan says.
-pub const OF_PLAN: [&str; 28] = [
+pub const OF_PLAN: [&str; 29] = [
     "task",
     "train",
     "test",
@@ -69,6 +69,7 @@ pub const OF_PLAN: [&str; 28] = [
     "seeds",
     "seed",
     "template",
+    "apply_chat_template",
     "vary",
     "similarity_by",
     "position",
@@ -137,6 +138,8 @@ pub struct ProbeArgs {
     pub seed: u64,
     #[arg(long, value_name = "YAML", help = TEMPLATE)]
     pub template: Option<String>,
+    #[arg(long, help = APPLY_CHAT_TEMPLATE)]
+    pub apply_chat_template: bool,
     /// Vary a factor over levels, which take the place of the flag of its name; may be repeated, and levels cross: demos=0,1,2,4,8,16 · labels=gold,half,flipped,random ·
     /// source=TASK,… (demonstrations of another task) · similarity=near,random,far (to the queries) ·
     /// template=default;FILE.yaml;YAML · order=N (permutations) · steps=0,1,2,5,10 (the tuning's trajectory, in place of

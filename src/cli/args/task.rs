@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::common::{CommonArgs, MODEL, TEMPLATE, task_word};
+use super::common::{APPLY_CHAT_TEMPLATE, CommonArgs, MODEL, TEMPLATE, task_word};
 
 /// The name of the episodes that the embedded model is trained on, which are no task of examples.
 pub const SYNTHETIC: &str = "synthetic";
@@ -67,6 +67,8 @@ pub struct TaskArgs {
     pub test: Vec<PathBuf>,
     #[arg(long, value_name = "YAML", help = TEMPLATE)]
     pub template: Option<String>,
+    #[arg(long, help = APPLY_CHAT_TEMPLATE)]
+    pub apply_chat_template: bool,
     /// Model, whose tokens --check counts and which --evaluate asks [default of --evaluate: embedded].
     #[arg(long, value_name = "DIR|org/name", long_help = MODEL)]
     pub model: Option<String>,

@@ -29,6 +29,8 @@ pub fn run(args: &TaskArgs) -> Result<(), Failure> {
         Some(text) => Template::parse(text, task.template())?,
         None => task.template().clone(),
     };
+    let chat = args.apply_chat_template || template.is_chat();
+    let template = template.with_chat(chat);
     if args.evaluate {
         let name = args.model.as_deref().unwrap_or(embedded::NAME);
         let files = resolve::base_model(name, &args.common)?;
@@ -50,6 +52,9 @@ pub fn run(args: &TaskArgs) -> Result<(), Failure> {
     }
     if let Some(model) = &args.model {
         return Err(Error::argument("--model", "--check or --evaluate", model).into());
+    }
+    if chat {
+        return Err(Error::argument("--apply-chat-template", "--check or --evaluate beside it", "neither").into());
     }
     show(args, &task, &template)
 }
@@ -140,7 +145,8 @@ impl Checked {
 fn longest(task: &Task, template: &Template, data: &Dataset, tokenizer: &Tokenizer) -> Result<usize> {
     let prompts = Prompts::new(tokenizer, template);
     let tokens = |example: &Example| -> Result<usize> {
-        let prompt = prompts.prompt(&template.query(example), &Candidates::of(task, example)?.outputs)?;
+        let text = prompts.texts(&[], &template.query(example))?.concat();
+        let prompt = prompts.prompt(&text, &Candidates::of(task, example)?.outputs)?;
         Ok(prompt.answers.iter().map(|answer| answer.after(&prompt.token_ids).len()).max().unwrap_or(0))
     };
     data.examples.iter().try_fold(0, |most, example| Ok(most.max(tokens(example)?)))

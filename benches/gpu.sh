@@ -100,6 +100,10 @@ print(":".join(p for r in sorted(roots) for d in ("cu13", "cuda_nvrtc", "cublas"
         check "bench steps with LLAMAPROBE_PDL $pdl" env LLAMAPROBE_PDL=$pdl CRITERION_HOME="$out/criterion-pdl" \
             "$dir/bench-model" --bench '^step'
     done
+    for gemm in first timed; do
+        check "bench steps with LLAMAPROBE_GEMM $gemm" env LLAMAPROBE_GEMM=$gemm CRITERION_HOME="$out/criterion-gemm" \
+            "$dir/bench-model" --bench '^step'
+    done
     exec "$python" "$here/peers/gpu.py" "$dir" "$out"
     ;;
 *) usage ;;

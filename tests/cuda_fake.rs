@@ -5,6 +5,8 @@
 //! same cases as on every device; failures of the device are provoked; and planted bugs must be seen.
 #![cfg(all(feature = "cuda", target_os = "linux", target_arch = "x86_64"))]
 
+#[path = "fake/algorithms.rs"]
+mod algorithms;
 #[path = "fake/attention.rs"]
 mod attention;
 #[path = "fake/captures.rs"]
@@ -88,6 +90,7 @@ fn on_fake(command: &mut Command) -> &mut Command {
         .env("LLAMAPROBE_CUDA_CACHE", cache.join("llamaprobe/kernels"))
         .env("LLAMAPROBE_REQUIRE_CUDA", "1")
         .env_remove("FAKE_NVRTC_FLAGS")
+        .env_remove("LLAMAPROBE_GEMM")
         .stdin(Stdio::null())
 }
 

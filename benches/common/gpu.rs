@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use llamaprobe::arch::Dtype;
-use llamaprobe::backend::cuda::{Cuda, Settings};
+use llamaprobe::backend::cuda::{Cuda, GemmAlgorithms, Settings};
 
 use super::{Subject, subject};
 
@@ -11,11 +11,13 @@ use super::{Subject, subject};
 pub fn settings() -> Settings {
     let asked = |variable: &str| std::env::var(variable).is_ok_and(|value| value == "1");
     let libraries = std::env::var_os("LLAMAPROBE_CUDA_LIBS").unwrap_or_default();
+    let gemm = std::env::var("LLAMAPROBE_GEMM").unwrap_or_default();
     Settings {
         library_dirs: std::env::split_paths(&libraries).collect(),
         cache_dir: std::env::var_os("LLAMAPROBE_CUDA_CACHE").map(PathBuf::from),
         hopper: asked("LLAMAPROBE_HOPPER"),
         pdl: asked("LLAMAPROBE_PDL"),
+        gemm: GemmAlgorithms::named(&gemm).unwrap_or_default(),
         ..Settings::default()
     }
 }

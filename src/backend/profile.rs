@@ -90,6 +90,8 @@ pub struct Profile {
     pub left_out: u64,
     /// What the device could do at best; none where nobody measured it.
     pub ceiling: Option<Ceiling>,
+    /// By which algorithm products of each shape are computed, and why by that one, where a library has several.
+    pub algorithms: BTreeMap<String, String>,
 }
 
 impl Profile {
@@ -173,6 +175,11 @@ impl Recorder {
     /// Says what the device could do at best.
     pub fn set_ceiling(&self, ceiling: Ceiling) {
         self.profile().ceiling = Some(ceiling);
+    }
+
+    /// Says by which algorithm products of a shape are computed, and why.
+    pub fn set_algorithm(&self, shape: String, algorithm: String) {
+        self.profile().algorithms.insert(shape, algorithm);
     }
 
     /// What has been recorded; the recorder is empty again.

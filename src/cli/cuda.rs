@@ -1,16 +1,16 @@
-//! What the CUDA backend needs to know of the machine: where its libraries may be, and where to cache compiled kernels.
+//! What the CUDA backend needs to know of the machine: where its libraries may be, and where to cache compiled kernels and chosen algorithms.
 
 use std::path::{Path, PathBuf};
 
 use super::host;
-use crate::backend::cuda::{Settings, devices};
+use crate::backend::cuda::{GemmAlgorithms, Settings, devices};
 use crate::formats::atomic::entries;
 use crate::{Error, Result};
 
 /// The settings by this process's environment: the directories in which toolkits and Python packages are usually found.
 ///
 /// # Errors
-/// A value of `LLAMAPROBE_HOPPER` or `LLAMAPROBE_PDL` that says neither yes nor no.
+/// A value of `LLAMAPROBE_HOPPER` or `LLAMAPROBE_PDL` that says neither yes nor no, or of `LLAMAPROBE_GEMM` that is no choice.
 pub fn settings() -> Result<Settings> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let mut library_dirs: Vec<PathBuf> = variable("CUDA_HOME").into_iter().map(|home| home.join("lib64")).collect();
@@ -20,11 +20,16 @@ pub fn settings() -> Result<Settings> {
         library_dirs.extend(python_libraries(&bin));
     }
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-    let asked = |name: &'static str| match variable(name).map(|value| value.to_string_lossy().into_owned()).as_deref() {
+    let word = |name: &str| variable(name).map(|value| value.to_string_lossy().into_owned());
+    let asked = |name: &'static str| match word(name).as_deref() {
         None | Some("0") => Ok(false),
         Some("1") => Ok(true),
         Some(other) => Err(Error::unsupported(name, other, "0, 1")),
     };
+    let gemm = word("LLAMAPROBE_GEMM").map_or(Ok(GemmAlgorithms::default()), |asked| {
+        let names = GemmAlgorithms::NAMES.map(|(name, _)| name).join(", ");
+        GemmAlgorithms::named(&asked).ok_or_else(|| Error::unsupported("LLAMAPROBE_GEMM", asked, names))
+    })?;
     Ok(Settings {
         library_dirs,
         cache_dir: cache.map(|dir| dir.join("llamaprobe").join("kernels")),
@@ -32,6 +37,7 @@ pub fn settings() -> Result<Settings> {
         blocking: variable("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value.as_os_str() == "1"),
         hopper: asked("LLAMAPROBE_HOPPER")?,
         pdl: asked("LLAMAPROBE_PDL")?,
+        gemm,
         on_warning: |line| say(line),
         ..Settings::default()
     })

@@ -77,6 +77,9 @@ fn write(file: AtomicFile, profile: &Profile) -> Result<(), Failure> {
         about.insert("ceiling_flops_per_second".to_owned(), json!(flops));
         about.insert("ceiling_bytes_per_second".to_owned(), json!(bytes));
     }
+    if !profile.algorithms.is_empty() {
+        about.insert("algorithms".to_owned(), json!(profile.algorithms));
+    }
     if profile.left_out > 0 {
         about.insert("left_out".to_owned(), json!(profile.left_out));
     }

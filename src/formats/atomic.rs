@@ -10,7 +10,7 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use tempfile::{Builder, TempDir, TempPath};
+use tempfile::{Builder, PathPersistError, TempDir, TempPath};
 
 pub use self::claim::{Claim, PREFIX};
 use self::claim::{abandoned, is_held};
@@ -144,10 +144,32 @@ impl AtomicFile {
     /// # Errors
     /// Any of the three fails; the temporary is then removed and an older file of that name stays as it was.
     pub fn finish(self) -> Result<()> {
+        self.publish(|temporary, path| temporary.persist(path))
+    }
+
+    /// The same, unless there is something of that name. Returns whether there was nothing.
+    ///
+    /// # Errors
+    /// As [`AtomicFile::finish`].
+    pub fn finish_new(self) -> Result<bool> {
+        let mut new = true;
+        self.publish(|temporary, path| {
+            temporary.persist_noclobber(path).or_else(|e| match e.error.kind() {
+                std::io::ErrorKind::AlreadyExists => {
+                    new = false;
+                    Ok(())
+                }
+                _ => Err(e),
+            })
+        })?;
+        Ok(new)
+    }
+
+    fn publish(self, persist: impl FnOnce(TempPath, &Path) -> Result<(), PathPersistError>) -> Result<()> {
         let Self { file, temporary, path, _unfinished, _folders } = self;
         let file = file.into_inner().map_err(|e| Error::io("write", &path)(e.into_error()))?;
         file.sync_all().map_err(Error::io("sync", &path))?;
-        temporary.persist(&path).map_err(|e| Error::io("rename to", &path)(e.error))?;
+        persist(temporary, &path).map_err(|e| Error::io("rename to", &path)(e.error))?;
         // With its lock, which it needs while it has its temporary name.
         drop(file);
         sync_dir(&parent(&path))
@@ -162,6 +184,16 @@ pub fn write(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write(bytes)?;
     file.finish()
+}
+
+/// Writes a whole file atomically, unless there is something of that name. Returns whether there was nothing.
+///
+/// # Errors
+/// See [`AtomicFile`].
+pub fn write_new(path: impl AsRef<Path>, bytes: &[u8]) -> Result<bool> {
+    let mut file = AtomicFile::create(path)?;
+    file.write(bytes)?;
+    file.finish_new()
 }
 
 /// Writes a value as JSON with an indent of two and a final newline, atomically.

@@ -12,11 +12,12 @@ use super::driver::{Device, error, message};
 use super::dtype::ComputeDtype;
 use super::launch::{Kernel, Param, parameters};
 use super::library;
+use super::sealed::{Magic, seal, unseal};
 use super::settings::Settings;
 use super::variant::{Heads, Variant};
 use crate::Result;
 use crate::formats::atomic;
-use crate::hash::digest;
+use crate::hash::{digest, hex};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
@@ -121,14 +122,14 @@ impl Kernels {
         let cubin = compile(source, &format!("{file}.cu"), &build.options)
             .map_err(|log| error(self.device.name(), "compile kernels", &format!("{file}.cu: {log}")))?;
         // Where nothing can be kept, they are compiled every time.
-        let _ = build.path.map(|path| atomic::write(path, &seal(&cubin)));
+        let _ = build.path.map(|path| atomic::write(path, &seal(&MAGIC, &cubin)));
         self.load_image(cubin).map(module).map_err(fail)
     }
 
     /// The cubin that is cached in a file, if it is whole.
     fn cached(&self, path: &Path) -> Option<Vec<u8>> {
         let file = atomic::read_if_there(path).ok().flatten()?;
-        let cubin = unseal(&file);
+        let cubin = unseal(&MAGIC, &file);
         if cubin.is_none() {
             (self.settings.on_warning)(&format!("kernel cache: {}: damaged, compiled again", path.display()));
         }
@@ -163,8 +164,7 @@ impl Kernels {
         }
         // Options hold no line breaks, and the text of the kernels comes last: no two builds give the same bytes.
         let compiler = format!("{major}.{minor}\n{}\n", options.join("\n"));
-        let key: String =
-            digest([compiler.as_bytes(), source.as_bytes()])[..16].iter().map(|b| format!("{b:02x}")).collect();
+        let key = hex(&digest([compiler.as_bytes(), source.as_bytes()])[..16]);
         let path = self.settings.cache_dir.as_ref().map(|dir| {
             let real = self.dtype.kernel_type();
             dir.join(format!("{file}-{real}-{}-{key}.kernels", heads.width))
@@ -185,22 +185,7 @@ struct Build {
 }
 
 /// First bytes of a cached cubin's file.
-const MAGIC: &[u8; 8] = b"LPCUBIN1";
-/// Bytes of the header: [`MAGIC`], the cubin's length (`u64`, little-endian), its SHA-256.
-const HEADER: usize = 8 + 8 + 32;
-
-/// A cubin as the cache's files hold it.
-fn seal(cubin: &[u8]) -> Vec<u8> {
-    [&MAGIC[..], &(cubin.len() as u64).to_le_bytes(), &digest([cubin]), cubin].concat()
-}
-
-/// The cubin in a file of the cache; none unless every byte is as it was written.
-fn unseal(file: &[u8]) -> Option<&[u8]> {
-    let (header, cubin) = file.split_at_checked(HEADER)?;
-    let (magic, header) = header.split_at(MAGIC.len());
-    let (len, sum) = header.split_at(8);
-    (magic == MAGIC && len == (cubin.len() as u64).to_le_bytes() && sum == digest([cubin])).then_some(cubin)
-}
+const MAGIC: Magic = *b"LPCUBIN1";
 
 /// What NVRTC makes of a source for one kind of device; the error is its log.
 fn compile(source: &str, name: &str, options: &[String]) -> Result<Vec<u8>, String> {
@@ -244,22 +229,5 @@ mod tests {
             [(8, 0), (9, 0), (12, 0)].map(architecture).map(|option| option[22..].to_owned()),
             ["80", "90a", "120"]
         );
-    }
-
-    #[test]
-    fn cached_cubin_is_given_out_only_whole() {
-        let cubin: Vec<u8> = (0..200).collect();
-        let file = seal(&cubin);
-        assert_eq!(unseal(&file), Some(&cubin[..]));
-        for len in 0..file.len() {
-            assert_eq!(unseal(&file[..len]), None, "cut to {len} bytes");
-        }
-        assert_eq!(unseal(&[&file[..], &[0]].concat()), None, "one byte more");
-        for at in 0..file.len() {
-            let mut damaged = file.clone();
-            damaged[at] ^= 0x10;
-            assert_eq!(unseal(&damaged), None, "byte {at}");
-        }
-        assert_eq!(unseal(&cubin), None, "a bare cubin");
     }
 }

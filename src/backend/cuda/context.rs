@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, result};
 
-use super::blas::{Blas, Gemm};
+use super::blas::Blas;
 use super::compile::Kernels;
 use super::driver::{Device, error, message};
 use super::dtype::ComputeDtype;
+use super::gemm::Gemm;
 use super::launch::{Arg, Args, Kernel, LaunchDims, assert_on};
 use super::memory::{AccBuffer, Block, ComputeBuffer, DevicePtr, Part, Parts, Pool};
 use super::pinned::{Held, Ring};
@@ -129,9 +130,9 @@ impl Context {
     /// Of the device.
     pub fn record(&mut self, recorder: &Recorder) -> Result<()> {
         self.submit();
-        let sizes = (size_of::<f32>(), self.dtype.size());
-        let timeline = Timeline::new(self.device.clone(), recorder.clone(), sizes);
+        let timeline = Timeline::new(self.device.clone(), recorder.clone(), (size_of::<f32>(), self.dtype.size()));
         self.queue.record(self.device.check("start", timeline)?);
+        self.blas.record(recorder);
         Ok(())
     }
 

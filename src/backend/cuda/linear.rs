@@ -1,8 +1,8 @@
 //! Dense products by cuBLASLt, and the gradient of the bias.
 
 use super::Cuda;
-use super::blas::{Gemm, GemmShape, Operands};
 use super::context::Context;
+use super::gemm::{Gemm, GemmShape, Operands};
 use super::launch::{Kernel, LaunchDims, acc_at, compute, int};
 use super::memory::DevicePtr;
 use super::projections::{Projections, Shared};

@@ -130,6 +130,47 @@ impl Drop for Block {
     }
 }
 
+/// Device memory of no pool, that is the driver's again when it goes: for what is done once.
+pub struct Passing {
+    device: Arc<Device>,
+    address: u64,
+}
+
+impl Passing {
+    /// `bytes` bytes, each `value`; none if the device has no room.
+    ///
+    /// # Errors
+    /// Of the driver.
+    pub fn filled(device: &Arc<Device>, bytes: usize, value: u8) -> Result<Option<Self>, result::DriverError> {
+        device.bind()?;
+        // SAFETY: the context is current; the memory is given back once, when this goes.
+        let address = match unsafe { result::malloc_sync(bytes.max(1)) } {
+            Ok(address) => address,
+            Err(result::DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let passing = Self { device: device.clone(), address };
+        // SAFETY: the memory is this value's, which waits for the stream before it goes.
+        unsafe { result::memset_d8_async(address, value, bytes, device.stream().cu_stream()) }?;
+        Ok(Some(passing))
+    }
+
+    /// Its first byte, a multiple of 256.
+    pub fn ptr(&self) -> DevicePtr {
+        DevicePtr { address: self.address, block: self.address, device: self.device.id() }
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        self.device.bind_in_drop();
+        // What was begun on it may still be under way.
+        let _ = self.device.stream().synchronize();
+        // SAFETY: the memory came from the driver, and nothing uses it any more.
+        let _ = unsafe { result::free_sync(self.address) };
+    }
+}
+
 /// Some bytes of a block, which goes back to its pool when none of its parts is in use.
 pub struct Part {
     block: Arc<Block>,

@@ -2,9 +2,9 @@
 //! first the products, then the LoRAs, as many of them through one launch as may be.
 
 use super::Cuda;
-use super::blas::{Gemm, GemmShape, Operands};
 use super::context::{Context, Deferred};
 use super::fused::Rotation;
+use super::gemm::{Gemm, GemmShape, Operands};
 use super::launch::{Arg, acc_ptr, compute_ptr};
 use super::lora_launch::{self, InputGradient, Lora, OfGradient, Rotations, Terms};
 use super::memory::DevicePtr;

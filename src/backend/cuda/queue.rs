@@ -20,8 +20,9 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaGraph, result, sys};
 
-use super::blas::{Blas, Gemm};
+use super::blas::Blas;
 use super::driver::{Device, message};
+use super::gemm::Gemm;
 use super::launch::Args;
 use super::memory::DevicePtr;
 use super::settings::Settings;

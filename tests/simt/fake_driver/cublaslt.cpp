@@ -1,4 +1,6 @@
 // libcublasLt.so.13 for tests: dense column-major products with a bias, as the backend asks for them.
+// FAKE_ALGORITHMS=<milliseconds>[:<bytes>],... are the algorithms that the heuristic offers, in this order: how long a product takes by each,
+// on a device whose clock moves with products alone, and how much workspace it needs. All compute the same. Without it there is one.
 #include "fake.h"
 
 enum { OK = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
@@ -7,6 +9,9 @@ enum { TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS_POINTER = 8 };
 enum { EPILOGUE_DEFAULT = 1, EPILOGUE_BIAS = 4 };
 
 enum { BATCH_COUNT = 5, STRIDED_BATCH_OFFSET = 6 };
+enum { MAX_WORKSPACE_BYTES = 1, REDUCTION_SCHEME_MASK = 3 };
+enum { REDUCTION_SCHEME_COMPUTE_TYPE = 2 };
+enum { CONFIG_ID = 0 };
 
 struct Layout {
     int type;
@@ -29,6 +34,31 @@ struct Heuristic {
 
 static int handle_object;
 static const uint64_t MARK = 0x6c6f6769;
+
+struct Preference {
+    uint64_t workspace = 0;
+    uint32_t reduction = 7;
+};
+struct Algorithm {
+    double milliseconds;
+    size_t workspace;
+};
+
+static const std::vector<Algorithm>& algorithms() {
+    static const std::vector<Algorithm> all = [] {
+        std::vector<Algorithm> all;
+        const char* text = getenv("FAKE_ALGORITHMS");
+        for (char* at = const_cast<char*>(text ? text : "0"); *at; at += *at == ',') {
+            Algorithm one{strtod(at, &at), 0};
+            if (*at == ':') one.workspace = strtoull(at + 1, &at, 10);
+            all.push_back(one);
+        }
+        return all;
+    }();
+    return all;
+}
+
+static bool known(const uint64_t* algorithm) { return algorithm[0] == MARK && algorithm[1] < algorithms().size(); }
 
 static size_t size_of(int type) { return type == R_32F ? 4 : 2; }
 
@@ -115,17 +145,46 @@ API cublasLtMatmulDescSetAttribute(void* handle, int attribute, const void* valu
     return description->epilogue == EPILOGUE_DEFAULT || description->epilogue == EPILOGUE_BIAS ? OK : NOT_SUPPORTED;
 }
 API cublasLtMatmulPreferenceCreate(void** preference) {
-    *preference = &handle_object;
+    *preference = new Preference;
     return OK;
 }
-API cublasLtMatmulPreferenceDestroy(void*) { return OK; }
-API cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, size_t) { return OK; }
-API cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int, Heuristic* found, int* count) {
+API cublasLtMatmulPreferenceDestroy(void* preference) {
+    delete static_cast<Preference*>(preference);
+    return OK;
+}
+API cublasLtMatmulPreferenceSetAttribute(void* handle, int attribute, const void* value, size_t size) {
+    Preference* preference = static_cast<Preference*>(handle);
+    if (size != (attribute == MAX_WORKSPACE_BYTES ? 8 : 4)) return INVALID_VALUE;
+    if (attribute == MAX_WORKSPACE_BYTES) preference->workspace = *static_cast<const uint64_t*>(value);
+    if (attribute == REDUCTION_SCHEME_MASK) preference->reduction = *static_cast<const uint32_t*>(value);
+    return OK;
+}
+API cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void* handle, int most, Heuristic* found, int* count) {
+    Preference* preference = static_cast<Preference*>(handle);
+    if (preference->reduction != REDUCTION_SCHEME_COMPUTE_TYPE) wrong("a product may be summed in the order in which parts come");
+    *count = 0;
+    for (const Algorithm& algorithm : algorithms()) {
+        if (*count == most || algorithm.workspace > preference->workspace) continue;
+        Heuristic* one = found + (*count)++;
+        *one = Heuristic();
+        one->algorithm[0] = MARK, one->algorithm[1] = &algorithm - algorithms().data();
+        one->workspace = algorithm.workspace;
+    }
+    return *count ? OK : NOT_SUPPORTED;
+}
+API cublasLtMatmulAlgoCheck(void*, void*, void*, void*, void*, void*, const uint64_t* algorithm, Heuristic* found) {
+    if (!known(algorithm)) return INVALID_VALUE;
     *found = Heuristic();
-    found->algorithm[0] = MARK;
-    *count = 1;
+    found->workspace = algorithms()[algorithm[1]].workspace;
     return OK;
 }
+API cublasLtMatmulAlgoConfigGetAttribute(const uint64_t* algorithm, int attribute, void* value, size_t size, size_t* written) {
+    if (!known(algorithm) || size != 4) return INVALID_VALUE;
+    *static_cast<uint32_t*>(value) = attribute == CONFIG_ID ? algorithm[1] : 1;
+    *written = 4;
+    return OK;
+}
+extern "C" __attribute__((visibility("default"))) size_t cublasLtGetVersion() { return 130401; }
 API cublasLtMatmul(void*, void* description, const float* alpha, Address a, void* layout_a, Address b, void* layout_b,
                    const float* beta, Address c, void* layout_c, Address d, void* layout_d, const uint64_t* algorithm,
                    void* workspace, size_t workspace_size, void* stream) {
@@ -137,7 +196,8 @@ API cublasLtMatmul(void*, void* description, const float* alpha, Address a, void
     uint64_t n = of.transpose_b ? lb.rows : lb.columns, inner = of.transpose_b ? lb.columns : lb.rows;
     if (k != inner || m != ld.rows || n != ld.columns || lc.rows != m || lc.columns != n) return INVALID_VALUE;
     if (la.count != ld.count || lb.count != ld.count || lc.count != ld.count) return INVALID_VALUE;
-    if (algorithm[0] != MARK || la.type != lb.type || lc.type != ld.type) return INVALID_VALUE;
+    if (!known(algorithm) || algorithms()[algorithm[1]].workspace > workspace_size) return INVALID_VALUE;
+    if (la.type != lb.type || lc.type != ld.type) return INVALID_VALUE;
     if (!device_owns(reinterpret_cast<Address>(workspace), workspace_size)) return INVALID_VALUE;
     check(la, a), check(lb, b), check(lc, c), check(ld, d);
     auto multiply = [=](Address a, Address b, Address c, Address d) {
@@ -158,7 +218,9 @@ API cublasLtMatmul(void*, void* description, const float* alpha, Address a, void
             }
         }
     };
+    uint64_t number = algorithm[1];
     return enqueue(stream, [=] {
+        count_product(number, algorithms()[number].milliseconds);
         auto at = [](Address first, const Layout& layout, int i) { return first + i * layout.apart * size_of(layout.type); };
         for (int i = 0; i < ld.count; i++) multiply(at(a, la, i), at(b, lb, i), at(c, lc, i), at(d, ld, i));
     });

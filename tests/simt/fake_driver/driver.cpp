@@ -9,7 +9,8 @@
 // begun; it must have been built to wait for it, and directly follow it.
 // FAKE_REPORT is a file that is told at the end how much memory was in use at most, in bytes: of the device, with the
 // number of its blocks, and pinned; how many kernels, fills, copies and products of matrices the device ran; how many
-// of the kernels were given an address of the host, and how many were to start early; and how many bytes were copied to the host.
+// of the kernels were given an address of the host, and how many were to start early; how many bytes were copied to the host; and how
+// many of the products were computed by each of cuBLASLt's algorithms.
 #include "fake.h"
 
 #include <dlfcn.h>
@@ -63,7 +64,7 @@ struct Event {
     uint64_t place = 0;
     struct Graph* graph = nullptr;  // if it was recorded into one
     bool timed = false;
-    std::shared_ptr<double> milliseconds{};  // of this machine's clock, once the stream is past it
+    std::shared_ptr<double> milliseconds{};  // of the device's clock, once the stream is past it
 };
 // Of a kernel, which may be handed the operation before, not run yet.
 typedef std::function<void(const Operation& before)> KernelOperation;
@@ -108,7 +109,9 @@ static struct {
     size_t to_host;  // bytes that were copied to the host
     size_t on_host;  // kernels that were given an address of the host
     size_t early;    // kernels that were to start early
+    std::vector<size_t> algorithms;  // products by each
 } ran;
+static double worked;  // milliseconds that the products took, as FAKE_ALGORITHMS has it
 static int sticky;
 static bool full;
 static int context_object;
@@ -143,7 +146,10 @@ static struct Peak {
         fprintf(file, "{\"device\": %zu, \"blocks\": %zu, \"pinned\": %zu, ", device, blocks, pinned);
         fprintf(file, "\"kernels\": %zu, \"fills\": %zu, \"copies\": %zu, \"products\": %zu, ", ran.kernels, ran.fills, ran.copies,
                 ran.products);
-        fprintf(file, "\"on_host\": %zu, \"early\": %zu, \"to_host\": %zu}\n", ran.on_host, ran.early, ran.to_host);
+        fprintf(file, "\"on_host\": %zu, \"early\": %zu, \"to_host\": %zu, ", ran.on_host, ran.early, ran.to_host);
+        fprintf(file, "\"algorithms\": [");
+        for (size_t i = 0; i < ran.algorithms.size(); i++) fprintf(file, "%s%zu", i ? ", " : "", ran.algorithms[i]);
+        fprintf(file, "]}\n");
         fclose(file);
     }
 } peak;
@@ -215,6 +221,13 @@ static int put(void* handle, Operation operation) { return put(handle, Work{std:
 
 int enqueue(void* stream, Operation operation) { return put(stream, counted(ran.products, std::move(operation))); }
 
+void count_product(size_t algorithm, double milliseconds) {
+    LOCK;
+    if (ran.algorithms.size() <= algorithm) ran.algorithms.resize(algorithm + 1);
+    ran.algorithms[algorithm]++;
+    worked += milliseconds;
+}
+
 // ---- Device and context
 
 API cuInit(unsigned) { return number("FAKE_DEVICES", 1) ? OK : NO_DEVICE; }
@@ -225,6 +238,14 @@ API cuDeviceGetCount(int* count) {
 API cuDeviceGet(int* device, int ordinal) {
     *device = ordinal;
     return ordinal < (int)number("FAKE_DEVICES", 1) ? OK : INVALID_DEVICE;
+}
+API cuDriverGetVersion(int* version) {
+    *version = 13000;
+    return OK;
+}
+API cuDeviceGetName(char* name, int bytes, int) {
+    snprintf(name, bytes, "%s", "Fake");
+    return OK;
 }
 API cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
@@ -326,7 +347,7 @@ API cuEventRecord(void* handle, void* stream) {
     auto time = event->milliseconds = std::make_shared<double>(-1);
     int result = put(stream, [time] {
         auto now = std::chrono::steady_clock::now().time_since_epoch();
-        *time = std::chrono::duration<double, std::milli>(now).count();
+        *time = getenv("FAKE_ALGORITHMS") ? worked : std::chrono::duration<double, std::milli>(now).count();
     });
     event->place = event->stream->issued;
     return result;

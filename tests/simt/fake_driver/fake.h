@@ -18,6 +18,8 @@ static const char IMAGE[8] = {'f', 'a', 'k', 'e', 'b', 'i', 'n', '1'};
 
 // Puts an operation at the end of a stream; it runs when somebody waits for it, the nastiest timing that is legal.
 int enqueue(void* stream, Operation operation);
+// Takes note of a product by an algorithm of this number that took so long, by the device's own clock, which its events read.
+void count_product(size_t algorithm, double milliseconds);
 // Whether the bytes lie inside one living allocation of the device or of pinned memory.
 bool device_owns(Address address, size_t bytes);
 // Says what is wrong on stderr and ends the process: what a device would do silently, or at random.

@@ -28,6 +28,80 @@ pub fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
     }
 }
 
+/// `out [32] = ` the values of a block of `Q4_1`: a scale and a minimum, then as `Q4_0`.
+#[inline(always)]
+pub fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
+    let (d, m) = (scale(block, 0), scale(block, 2));
+    let (low, high) = out.split_at_mut(16);
+    for ((low, high), &byte) in low.iter_mut().zip(high).zip(&block[4..]) {
+        *low = d * f32::from(byte & 15) + m;
+        *high = d * f32::from(byte >> 4) + m;
+    }
+}
+
+/// The 32 codes of 5 bits whose low four lie as in `Q4_0`, and whose fifth is bit i of 4 bytes before them.
+#[inline(always)]
+fn five_bits(packed: &[u8; 20]) -> [u8; 32] {
+    let fifths = u32::from_le_bytes([packed[0], packed[1], packed[2], packed[3]]);
+    std::array::from_fn(|i| {
+        let byte = packed[4 + i % 16];
+        let low = if i < 16 { byte & 15 } else { byte >> 4 };
+        low | ((fifths >> i & 1) as u8) << 4
+    })
+}
+
+/// `out [32] = ` the values of a block of `Q5_0`: the scale, and codes of 5 bits.
+#[inline(always)]
+pub fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
+    let d = scale(block, 0);
+    for (out, code) in out.iter_mut().zip(five_bits(block[2..].try_into().expect("20 bytes"))) {
+        *out = d * f32::from(code.cast_signed() - 16);
+    }
+}
+
+/// `out [32] = ` the values of a block of `Q5_1`: a scale and a minimum, and codes of 5 bits.
+#[inline(always)]
+pub fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
+    let (d, m) = (scale(block, 0), scale(block, 2));
+    for (out, code) in out.iter_mut().zip(five_bits(block[4..].try_into().expect("20 bytes"))) {
+        *out = d * f32::from(code) + m;
+    }
+}
+
+/// `out [256] = ` the values of a block of `Q2_K`: 16 bytes, each the scale of a part of 16 elements and above it the minimum; codes of
+/// 2 bits, four parts of 32 elements of each half in 32 bytes; and what scales and minima are multiplied by.
+#[inline(always)]
+pub fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
+    let (d, dmin) = (scale(block, 80), scale(block, 82));
+    for (part, out) in out.chunks_exact_mut(16).enumerate() {
+        let (factor, minimum) = (d * f32::from(block[part] & 15), dmin * f32::from(block[part] >> 4));
+        let codes = &block[16 + part / 8 * 32 + part % 2 * 16..][..16];
+        for (out, &byte) in out.iter_mut().zip(codes) {
+            *out = factor * f32::from(byte >> (part % 8 / 2 * 2) & 3) - minimum;
+        }
+    }
+}
+
+/// `out [256] = ` the values of a block of `Q3_K`: 32 bytes whose bit p is the third, turned around, of elements 32 p and on; codes of 2
+/// bits as in `Q2_K`; the 16 scales of 6 bits in 12 bytes, the low four of all first; and one for all.
+#[inline(always)]
+pub fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
+    let d = scale(block, 108);
+    let scales = &block[96..108];
+    for (part, out) in out.chunks_exact_mut(16).enumerate() {
+        let low = scales[part % 8] >> (part / 8 * 4) & 15;
+        let high = scales[8 + part % 4] >> (part / 4 * 2) & 3;
+        let factor = d * f32::from((low | high << 4).cast_signed() - 32);
+        let thirds = &block[part % 2 * 16..][..16];
+        let codes = &block[32 + part / 8 * 32 + part % 2 * 16..][..16];
+        for ((out, &byte), &third) in out.iter_mut().zip(codes).zip(thirds) {
+            let code = byte >> (part % 8 / 2 * 2) & 3;
+            let less = if third >> (part / 2) & 1 == 0 { 4 } else { 0 };
+            *out = factor * f32::from(code.cast_signed() - less);
+        }
+    }
+}
+
 /// The scales and the minima of the 8 parts of a block of `Q4_K` or `Q5_K`, from its 12 bytes at 4: 6 bits each, those of
 /// the last four parts with their high bits above the first four's.
 #[inline(always)]

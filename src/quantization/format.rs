@@ -19,6 +19,16 @@ pub enum BlockFormat {
     Q8_0,
     /// GGUF: 32 codes of 4 bits less 8 behind a scale in f16, elements i and i + 16 in byte i; `d * q`.
     Q4_0,
+    /// GGUF: 32 codes of 4 bits behind a scale and a minimum in f16, elements as in `Q4_0`; `d * q + m`.
+    Q4_1,
+    /// GGUF: as `Q4_0` with codes of 5 bits less 16, the fifth ones in 4 bytes of their own.
+    Q5_0,
+    /// GGUF: as `Q4_1` with codes of 5 bits.
+    Q5_1,
+    /// GGUF: 256 codes of 2 bits in 16 parts with a scale and a minimum of 4 bits each; `d * s * q - dmin * m`.
+    Q2K,
+    /// GGUF: 256 codes of 3 bits less 4 in 16 parts with a scale of 6 bits less 32 each; `d * s * q`.
+    Q3K,
     /// GGUF: 256 codes of 4 bits in 8 parts with a scale and a minimum of 6 bits each; `d * s * q - dmin * m`.
     Q4K,
     /// GGUF: as `Q4K` with codes of 5 bits, the fifth ones in bytes of their own.
@@ -38,6 +48,11 @@ impl BlockFormat {
             Self::Nf4 { .. } => "nf4",
             Self::Q8_0 => "Q8_0",
             Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
             Self::Q4K => "Q4_K",
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
@@ -49,8 +64,8 @@ impl BlockFormat {
         match self {
             Self::Int8Rows => 1,
             Self::Nf4 { block } => block as usize,
-            Self::Q8_0 | Self::Q4_0 => 32,
-            Self::Q4K | Self::Q5K | Self::Q6K => 256,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
 
@@ -61,6 +76,11 @@ impl BlockFormat {
             Self::Nf4 { block } => block as usize / 2,
             Self::Q8_0 => 34,
             Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,

@@ -68,7 +68,9 @@ fn found(name: &str) -> (Vec<Vec<f32>>, Checkpoint) {
 
 #[test]
 fn gguf_logits_are_transformers() {
-    for name in ["llama", "llama-f16", "llama-blocks", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "phi3"] {
+    for name in
+        ["llama", "llama-f16", "llama-blocks", "qwen2", "qwen2-blocks", "qwen3", "gemma2", "gemma3", "gpt2", "phi3"]
+    {
         let (logits, expected) = found(name);
         let far = difference(&logits, &expected, "logits");
         println!("{name}: {far:.1e} of the largest logit, limit {LIMIT:.0e}");

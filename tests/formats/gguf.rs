@@ -151,8 +151,8 @@ fn gguf_models_that_are_not_computed_are_refused_by_field() {
         (model().tensor("blk.0.attn_rel.weight", Some((&[8], F32))), "blk.0.attn_rel.weight: expected a tensor of the"),
         (model().tensor("blk.00.ffn_norm.weight", Some((&[8], F32))), "blk.00.ffn_norm.weight: expected a tensor of"),
         (
-            model().tensor("blk.0.ffn_up.weight", Some((&[8, 6], TensorType::new(7)))),
-            "blk.0.ffn_up.weight: type of a tensor is not supported: Q5_1",
+            model().tensor("blk.0.ffn_up.weight", Some((&[8, 6], TensorType::new(20)))),
+            "blk.0.ffn_up.weight: type of a tensor is not supported: IQ4_NL",
         ),
         (
             model().tensor("blk.0.ffn_up.weight", Some((&[8, 6], q8))),

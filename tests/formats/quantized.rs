@@ -59,8 +59,8 @@ impl Golden {
             self.view("int8_ao", BlockFormat::Int8Rows, [5, 7], factor("int8_ao")),
             rounded(self.view("int8_ao_bf16", BlockFormat::Int8Rows, [5, 7], factor("int8_ao_bf16"))),
         ];
-        use BlockFormat::{Q4_0, Q4K, Q5K, Q6K, Q8_0};
-        all.extend([Q8_0, Q4_0, Q4K, Q5K, Q6K].map(ggml));
+        use BlockFormat::{Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+        all.extend([Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2K, Q3K, Q4K, Q5K, Q6K].map(ggml));
         all
     }
 }

@@ -30,6 +30,9 @@ ROPES = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}, "
 # Blocks of 256 need rows of as many.
 WIDE = BASE | dict(hidden_size=256, intermediate_size=32, num_hidden_layers=1, head_dim=32)
 BLOCKS = {"q": Type.Q6_K, "k": Type.Q5_K, "v": Type.Q4_K, "output": Type.Q8_0, "gate": Type.Q4_0, "up": Type.Q8_0, "down": Type.Q4_0, "token_embd": Type.Q6_K}
+# What llama.cpp takes in place of blocks of 256 where rows are no multiples of them.
+NARROW = BASE | dict(hidden_size=64, intermediate_size=96, num_hidden_layers=1)
+FALLBACKS = {"q": Type.Q5_0, "k": Type.Q5_1, "v": Type.Q4_1, "output": Type.Q5_0, "gate": Type.Q5_0, "up": Type.Q4_1, "down": Type.Q5_1, "token_embd": Type.Q5_0}
 CASES = {
     "llama": ("llama", T.LlamaForCausalLM, T.LlamaConfig(**BASE, rope_parameters=LLAMA3), Type.F32),
     "llama-f16": ("llama", T.LlamaForCausalLM, T.LlamaConfig(**BASE, tie_word_embeddings=True, attention_bias=True, mlp_bias=True), Type.F16),
@@ -40,6 +43,7 @@ CASES = {
     "gemma3": ("gemma3", T.Gemma3ForCausalLM, T.Gemma3TextConfig(**BASE | dict(num_hidden_layers=6), **GEMMA, rope_parameters=ROPES), Type.F32),
     "gpt2": ("gpt2", T.GPT2LMHeadModel, T.GPT2Config(vocab_size=VOCAB, n_embd=16, n_inner=20, n_layer=2, n_head=2, n_positions=24, bos_token_id=0, eos_token_id=0), Type.F32),
     "phi3": ("phi3", T.Phi3ForCausalLM, T.Phi3Config(**BASE, original_max_position_embeddings=8, tie_word_embeddings=True, rope_parameters=LONG), Type.F32),
+    "qwen2-blocks": ("qwen2", T.Qwen2ForCausalLM, T.Qwen2Config(**NARROW, tie_word_embeddings=True), FALLBACKS),
 }
 
 

@@ -84,6 +84,8 @@ nf4("nf4_bf16", (2, 64), 32, False, torch.bfloat16)
 nf4("nf4_nested", (132, 63), 32, True)
 int8()
 q8_0()
-for kind, scales in {"Q8_0": [0], "Q4_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}.items():
+places = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2]}
+places |= {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+for kind, scales in places.items():
     ggml(gguf.GGMLQuantizationType[kind], scales)
 save_file({name: tensor.contiguous() for name, tensor in out.items()}, pathlib.Path("quantized.safetensors"))

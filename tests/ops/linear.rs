@@ -199,7 +199,7 @@ impl Operation for LinearQuantized {
 
 /// Cases of quantised weights, for devices that decode them.
 fn quantized_cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
-    use BlockFormat::{Int8Rows, Nf4, Q4_0, Q4K, Q5K, Q6K, Q8_0};
+    use BlockFormat::{Int8Rows, Nf4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
     if !quantized::decodes(b) {
         return vec![];
     }
@@ -209,6 +209,11 @@ fn quantized_cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
             (Nf4 { block: 64 }, 3, 35, 5),
             (Q8_0, 2, 32, 3),
             (Q4_0, 2, 32, 5),
+            (Q4_1, 2, 32, 3),
+            (Q5_0, 1, 64, 3),
+            (Q5_1, 2, 32, 2),
+            (Q2K, 1, 256, 2),
+            (Q3K, 1, 256, 3),
             (Q4K, 1, 256, 3),
             (Q5K, 1, 256, 2),
             (Q6K, 2, 256, 1),
@@ -219,6 +224,11 @@ fn quantized_cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
             (Nf4 { block: 64 }, 1, 1344, 70),
             (Q8_0, 7, 608, 300),
             (Q4_0, 9, 320, 65),
+            (Q4_1, 7, 352, 65),
+            (Q5_0, 70, 896, 33),
+            (Q5_1, 5, 320, 70),
+            (Q2K, 7, 512, 65),
+            (Q3K, 9, 768, 65),
             (Q4K, 7, 768, 100),
             (Q5K, 70, 256, 65),
             (Q6K, 70, 512, 33),

@@ -21,26 +21,26 @@ pub enum TensorType {
 }
 
 /// What is read, with ggml's numbers.
-const READ: [(u32, TensorType); 9] = [
+const READ: [(u32, TensorType); 14] = [
     (0, TensorType::F32),
     (1, TensorType::F16),
     (30, TensorType::BF16),
     (28, TensorType::F64),
     (8, TensorType::Blocks(BlockFormat::Q8_0)),
     (2, TensorType::Blocks(BlockFormat::Q4_0)),
+    (3, TensorType::Blocks(BlockFormat::Q4_1)),
+    (6, TensorType::Blocks(BlockFormat::Q5_0)),
+    (7, TensorType::Blocks(BlockFormat::Q5_1)),
+    (10, TensorType::Blocks(BlockFormat::Q2K)),
+    (11, TensorType::Blocks(BlockFormat::Q3K)),
     (12, TensorType::Blocks(BlockFormat::Q4K)),
     (13, TensorType::Blocks(BlockFormat::Q5K)),
     (14, TensorType::Blocks(BlockFormat::Q6K)),
 ];
 
 /// The names of others that one may meet (`ggml.h`).
-const OTHERS: [(u32, &str); 22] = [
-    (3, "Q4_1"),
-    (6, "Q5_0"),
-    (7, "Q5_1"),
+const OTHERS: [(u32, &str); 17] = [
     (9, "Q8_1"),
-    (10, "Q2_K"),
-    (11, "Q3_K"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
     (17, "IQ2_XS"),

@@ -15,8 +15,10 @@ pub fn view(format: BlockFormat, [rows, columns]: [usize; 2]) -> QuantizedView {
     // Where a format has its scales in f16, among the codes.
     let places: &[usize] = match format {
         BlockFormat::Int8Rows | BlockFormat::Nf4 { .. } => &[],
-        BlockFormat::Q8_0 | BlockFormat::Q4_0 => &[0],
-        BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
+        BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Q5_0 => &[0],
+        BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
+        BlockFormat::Q2K => &[80, 82],
+        BlockFormat::Q3K => &[108],
         BlockFormat::Q6K => &[208],
     };
     for block in codes.chunks_exact_mut(format.block_bytes()) {

@@ -32,7 +32,9 @@ impl Random {
         if !matches!(format, BlockFormat::Int8Rows | BlockFormat::Nf4 { .. }) {
             // Scales of ordinary size in the places where the format has them in f16.
             let places: &[usize] = match format {
-                BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
+                BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
+                BlockFormat::Q2K => &[80, 82],
+                BlockFormat::Q3K => &[108],
                 BlockFormat::Q6K => &[208],
                 _ => &[0],
             };
@@ -95,11 +97,16 @@ pub(super) fn values(matrix: &QuantizedMatrix<'_>) -> Vec<f32> {
     out
 }
 
-const FORMATS: [BlockFormat; 7] = [
+const FORMATS: [BlockFormat; 12] = [
     BlockFormat::Int8Rows,
     BlockFormat::NF4,
     BlockFormat::Q8_0,
     BlockFormat::Q4_0,
+    BlockFormat::Q4_1,
+    BlockFormat::Q5_0,
+    BlockFormat::Q5_1,
+    BlockFormat::Q2K,
+    BlockFormat::Q3K,
     BlockFormat::Q4K,
     BlockFormat::Q5K,
     BlockFormat::Q6K,

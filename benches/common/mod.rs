@@ -253,15 +253,11 @@ pub fn quantized(format: BlockFormat, [rows, columns]: [usize; 2]) -> QuantizedV
             (state >> 56) as u8
         })
         .collect();
-    // Where the scales lie among the codes, in f16.
-    let places: &[usize] = match format {
-        BlockFormat::Int8Rows | BlockFormat::Nf4 { .. } => &[],
-        BlockFormat::Q8_0 | BlockFormat::Q4_0 => &[0],
-        BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
-        BlockFormat::Q6K => &[208],
-    };
     for block in codes.chunks_exact_mut(format.block_bytes()) {
-        places.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&half::f16::from_f32(1e-3).to_le_bytes()));
+        format
+            .halves()
+            .iter()
+            .for_each(|&at| block[at..at + 2].copy_from_slice(&half::f16::from_f32(1e-3).to_le_bytes()));
     }
     let scales = vec![0.02; format.scale_count(rows, columns)];
     let scales = if scales.is_empty() { ScalesView::Inline } else { ScalesView::Absmax(scales.into()) };

@@ -87,6 +87,18 @@ impl BlockFormat {
         }
     }
 
+    /// Where in a block numbers in f16 lie: its scale, and its minimum where it has one; none where the scales lie outside.
+    pub const fn halves(self) -> &'static [usize] {
+        match self {
+            Self::Int8Rows | Self::Nf4 { .. } => &[],
+            Self::Q8_0 | Self::Q4_0 | Self::Q5_0 => &[0],
+            Self::Q4_1 | Self::Q5_1 | Self::Q4K | Self::Q5K => &[0, 2],
+            Self::Q2K => &[80, 82],
+            Self::Q3K => &[108],
+            Self::Q6K => &[208],
+        }
+    }
+
     /// Whether blocks run over the ends of rows; if not, a row is whole blocks.
     pub const fn flattened(self) -> bool {
         matches!(self, Self::Nf4 { .. })

@@ -12,17 +12,8 @@ pub fn view(format: BlockFormat, [rows, columns]: [usize; 2]) -> QuantizedView {
     let mut rng = ChaCha8Rng::seed_from_u64((rows * 1000 + columns) as u64);
     let mut codes: Vec<u8> =
         (0..format.code_bytes(rows, columns).expect("whole blocks")).map(|_| rng.random()).collect();
-    // Where a format has its scales in f16, among the codes.
-    let places: &[usize] = match format {
-        BlockFormat::Int8Rows | BlockFormat::Nf4 { .. } => &[],
-        BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Q5_0 => &[0],
-        BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
-        BlockFormat::Q2K => &[80, 82],
-        BlockFormat::Q3K => &[108],
-        BlockFormat::Q6K => &[208],
-    };
     for block in codes.chunks_exact_mut(format.block_bytes()) {
-        for &at in places {
+        for &at in format.halves() {
             block[at..at + 2].copy_from_slice(&f16::from_f32(rng.random_range(1e-3..3e-3)).to_le_bytes());
         }
     }

@@ -29,20 +29,11 @@ impl Random {
     pub(super) fn new(format: BlockFormat, [rows, columns]: [usize; 2], seed: u64) -> Self {
         let random = |count: usize, seed: u64| numbers(count, seed).into_iter().map(|x| ((x + 0.5) * 256.0) as u8);
         let mut codes: Vec<u8> = random(format.code_bytes(rows, columns).expect("whole blocks"), seed).collect();
-        if !matches!(format, BlockFormat::Int8Rows | BlockFormat::Nf4 { .. }) {
-            // Scales of ordinary size in the places where the format has them in f16.
-            let places: &[usize] = match format {
-                BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
-                BlockFormat::Q2K => &[80, 82],
-                BlockFormat::Q3K => &[108],
-                BlockFormat::Q6K => &[208],
-                _ => &[0],
-            };
-            for (i, block) in codes.chunks_exact_mut(format.block_bytes()).enumerate() {
-                for &at in places {
-                    let scale = f16::from_f32((i % 13) as f32 * 1e-3 + 2e-3);
-                    block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
-                }
+        // Scales of ordinary size.
+        for (i, block) in codes.chunks_exact_mut(format.block_bytes()).enumerate() {
+            for &at in format.halves() {
+                let scale = f16::from_f32((i % 13) as f32 * 1e-3 + 2e-3);
+                block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
             }
         }
         let count = format.scale_count(rows, columns);

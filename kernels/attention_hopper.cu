@@ -6,30 +6,34 @@
 // Tables are those of attention_fwd_128, whose blocks come best with the longest tile lists first: of all pairs of such a block and a
 // head a block of the grid takes every gridDim.x-th, in turn from the front and the back.
 //
-// Three warpgroups. The producer, which gives most of its registers away, copies tiles of keys and of values into a ring of STAGES
-// tiles in the order in which they are read: keys 0, keys 1, values 0, keys 2, values 1, ... The consumers have 64 rows each: they hold
-// queries in registers, and multiply them by a tile of keys while the weights of the step before are multiplied by its values; the
-// softmax of the new scores runs beside the latter. Rows of a tile are those of a table, so that each is copied in parts of 16 bytes
-// (cp.async), whose places follow the swizzle that products read; boxes of a tensor map would have to be runs of rows.
+// Three warpgroups. The producer gives most of its registers away; its first warp, and no other of it, has tiles of keys and of values
+// copied into a ring of STAGES tiles in the order in which they are read: keys 0, keys 1, values 0, keys 2, values 1, ... The consumers
+// have 64 rows each: they hold queries in registers, and multiply them by a tile of keys while the weights of the step before are
+// multiplied by its values; the softmax of the new scores runs beside the latter.
 //
-// A tile is full when each of the producer's warps has waited for its copies and made them visible to products (fence_proxy_async);
-// it is empty when each of the consumers' warps has waited for its products.
+// Rows of a tile are those of a table. A tile whose rows follow one another is one box of 64 rows for each 64 columns (tensor copies);
+// else eight rows at a multiple of eight that follow one another are one box, and all other rows are boxes of their own. Of the swizzle
+// that products read a box knows by its place. Where no row stands, a box from outside of the matrix brings zeros: so a tile is full
+// when all its bytes have come. It is empty when each of the consumers' warps has waited for its products.
 //
 // Launch: at most one block for each multiprocessor, 384 threads; dynamic shared memory 1024 + STAGES * 128 * HEAD_DIM + 128 *
-// (2 * HEAD_DIM + 16) + 16 * STAGES bytes. q, k, v and the cache start at multiples of 16 bytes.
+// (2 * HEAD_DIM + 16) + 16 * STAGES bytes. q, k, v and the cache start at multiples of 16 bytes. k, v and the cache come as matrices
+// [rows, kv_heads * HEAD_DIM] to copy boxes of.
 //
 // Determinism as of attention_fwd: a masked key or a tile that a row does not see leaves its sums as they are, bit for bit.
 //
-// References: Shah et al. 2024 (FlashAttention-3: warps that copy, products beside the softmax).
+// References: Shah et al. 2024 (FlashAttention-3: warps that copy, products beside the softmax, tensor copies).
 
-constexpr int STAGES = 8, AHEAD = 2;  // tiles of the ring; tiles of which copies may be under way when one is declared full
-constexpr int GROUP = 128, GROUP_ROWS = 64, QUERY_ROWS = 128;
+constexpr int STAGES = 8;  // tiles of the ring
+[[maybe_unused]] constexpr int GROUP = 128;  // threads
+constexpr int GROUP_ROWS = 64, QUERY_ROWS = 128;
 
 // What is read and written.
 struct Attention {
     real* z;
     float* lse;
-    const real *q, *k, *v, *cached_k, *cached_v;
+    const real* q;
+    const Boxes &k, &v, &cached_k, &cached_v;
     const int *block_rows, *list_starts, *tile_lists, *tiles, *positions, *lasts;
     int blocks, heads, kv_heads, window, ahead, alibi;
     float scale;
@@ -76,53 +80,65 @@ DEV Work work_of(const Attention& in, int round) {
 }
 DEV int rounds_of(const Attention& in) { return (in.blocks * in.heads + gridDim.x - 1) / gridDim.x; }
 
-// A thread of the producer, which copies 16 bytes of some rows of every tile.
+// The producer's warp. Of a tile's rows, lane i has entries 2 i and 2 i + 1.
 struct Producer {
     const Attention& in;
     Ring ring;
     u32 issued = 0;
 
-    DEV void copy(const real* x, const real* cached, const int* rows) {
-        constexpr int APART = GROUP / PARTS, ROWS = TILE / APART;
-        int column = threadIdx.x % PARTS * 8, first = threadIdx.x / PARTS, indices[ROWS];
-        i64 pitch = (i64)in.kv_heads * HEAD_DIM;
-#pragma unroll
-        for (int i = 0; i < ROWS; i++) indices[i] = rows[first + i * APART];
+    // Whether an entry of a tile is the row `distance` behind that of another entry; behind none there is none.
+    static DEV bool follows(int entry, int first, int distance) {
+        return entry == (first == NO_ROW ? NO_ROW : first >= 0 ? first + distance : first - distance);
+    }
+    // Rows from entry `at` on that one box brings, of a tile and of eights that follow one another (four bits each).
+    static DEV int box_rows(bool one_run, u32 runs, int at) { return one_run ? TILE : (runs >> at / 8 * 4 & 15) == 15 ? 8 : 1; }
+
+    DEV void copy(const Boxes& x, const Boxes& cached, int2 entries, int column) {
+        constexpr int OUTSIDE = -8;
+        int lane = threadIdx.x % 32, of_eight = lane % 4;
+        auto follow = [&](int first, int distance) {
+            return follows(entries.x, first, distance) && follows(entries.y, first, distance + 1);
+        };
+        bool one_run = __all_sync(WARP_ALL, follow(__shfl_sync(WARP_ALL, entries.x, 0), 2 * lane));
+        u32 runs = __ballot_sync(WARP_ALL, follow(__shfl_sync(WARP_ALL, entries.x, lane - of_eight), 2 * of_eight));
         ring.wait_empty(issued);
         real* tile = ring.tile(issued);
-#pragma unroll
-        for (int i = 0; i < ROWS; i++) {
-            int index = indices[i], row = index == NO_ROW ? 0 : index ^ index >> 31;
-            copy_async(tile + swizzled(first + i * APART, column), (index >= 0 ? x : cached) + row * pitch + column,
-                       index == NO_ROW);
-        }
-        copy_commit();
-        issued++;
-        if (issued > AHEAD) declare_full<AHEAD>();
-    }
-    // Tile issued - open - 1 is full.
-    template <int open>
-    DEV void declare_full() {
-        copy_wait<open>();
-#ifndef PLANT_NO_FENCE
-        fence_proxy_async();
+        u64* full = ring.full(issued);
+#ifdef PLANT_BYTES
+        if (lane == 0) mbarrier_arrive_expecting(full, TILE * HEAD_DIM);
+#else
+        if (lane == 0) mbarrier_arrive_expecting(full, TILE * HEAD_DIM * (int)sizeof(real));
 #endif
-        ring.arrive(ring.full(issued - open - 1));
+        for (int at = 0, rows; at < TILE; at += rows) {
+            rows = box_rows(one_run, runs, at);
+            int entry = __shfl_sync(WARP_ALL, at % 2 ? entries.y : entries.x, at / 2);
+            const Boxes& from = entry >= 0 ? x : cached;
+            const TensorMap& map = rows == TILE ? from.of_64 : rows == 8 ? from.of_8 : from.of_1;
+            int row = entry == NO_ROW ? OUTSIDE : entry ^ entry >> 31;
+#pragma unroll
+            for (int i = 0; i < HEAD_DIM; i += STRETCH)
+                if (lane == 0) copy_box(tile + i * TILE + at * STRETCH, map, column + i, row, full);
+        }
+        issued++;
     }
     DEV void run() {
         const int4* tile_list = reinterpret_cast<const int4*>(in.tile_lists);
+        const int2* tiles = reinterpret_cast<const int2*>(in.tiles);
         for (int round = 0, rounds = rounds_of(in); round < rounds; round++) {
             Work work = work_of(in, round);
             int column = work.head / (in.heads / in.kv_heads) * HEAD_DIM;
+            auto entries = [&](int i) {
+                return i < work.end ? tiles[(i64)tile_list[i].x * (TILE / 2) + threadIdx.x % 32] : make_int2(NO_ROW, NO_ROW);
+            };
+            // One tile ahead, so that a copy does not wait for its rows.
+            int2 before = entries(work.end), now = entries(work.begin);
             for (int i = work.begin; i <= work.end; i++) {
-                auto rows = [&](int entry) { return in.tiles + (i64)tile_list[entry].x * TILE; };
-                if (i < work.end) copy(in.k + column, in.cached_k + column, rows(i));
-                if (i > work.begin) copy(in.v + column, in.cached_v + column, rows(i - 1));
+                int2 next = entries(i + 1);
+                if (i < work.end) copy(in.k, in.cached_k, now, column);
+                if (i > work.begin) copy(in.v, in.cached_v, before, column);
+                before = now, now = next;
             }
         }
-        static_assert(AHEAD == 2, "the last tiles");
-        if (issued >= 2) declare_full<1>();
-        if (issued >= 1) declare_full<0>();
     }
 };
 
@@ -323,9 +339,9 @@ struct Consumer {
 };
 
 extern "C" __global__ void __launch_bounds__(384, 1)
-    attention_fwd_hopper(real* __restrict__ z, float* __restrict__ lse, const real* __restrict__ q, const real* __restrict__ k,
-                         const real* __restrict__ v, const real* __restrict__ cached_k, const real* __restrict__ cached_v,
-                         const int* __restrict__ block_rows, const int* __restrict__ list_starts,
+    attention_fwd_hopper(real* __restrict__ z, float* __restrict__ lse, const real* __restrict__ q,
+                         const __grid_constant__ Boxes k, const __grid_constant__ Boxes v, const __grid_constant__ Boxes cached_k,
+                         const __grid_constant__ Boxes cached_v, const int* __restrict__ block_rows, const int* __restrict__ list_starts,
                          const int* __restrict__ tile_lists, const int* __restrict__ tiles, const int* __restrict__ positions,
                          const int* __restrict__ lasts, int blocks, int heads, int kv_heads, float scale, int window, int ahead,
                          int alibi) {
@@ -338,15 +354,18 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     real* rows = ring_tiles + STAGES * TILE * HEAD_DIM;
     Ring ring = {ring_tiles, reinterpret_cast<u64*>(rows + QUERY_ROWS * STRIDE)};
     if (threadIdx.x < STAGES) {
-        mbarrier_init(ring.full(threadIdx.x), GROUP / 32);
+        mbarrier_init(ring.full(threadIdx.x), 1);
         mbarrier_init(ring.empty(threadIdx.x), 2 * GROUP / 32);
+#ifndef PLANT_NO_FENCE
+        fence_proxy_async();
+#endif
     }
     __syncthreads();
     if (__shfl_sync(WARP_ALL, threadIdx.x / GROUP, 0) == 0) {
 #ifndef PLANT_REGISTERS
         decrease_registers<40>();
 #endif
-        Producer{in, ring}.run();
+        if (threadIdx.x < 32) Producer{in, ring}.run();
     } else {
         increase_registers<232>();
         Consumer(in, ring, rows).run();

@@ -1,6 +1,7 @@
-// What the attention of compute capability 9.0 (sm_90a) is made of: barriers that count arrivals, products of warpgroups, which read
-// matrices in shared memory while the warps go on, and registers that warps give to others. Beside each piece of PTX stands its
-// meaning in C++ (tests/simt/hopper.h). Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions", "mbarrier", "setmaxnreg".
+// What the attention of compute capability 9.0 (sm_90a) is made of: barriers that count arrivals and bytes, copies of boxes of a matrix
+// by no thread, products of warpgroups, which read matrices in shared memory while the warps go on, and registers that warps give to
+// others. Beside each piece of PTX stands its meaning in C++ (tests/simt/hopper.h, tensor_copy.h). Source: PTX ISA, "Asynchronous
+// Warpgroup Level Matrix Instructions", "mbarrier", "cp.async.bulk.tensor", "setmaxnreg".
 //
 // A tile is 64 rows of one head, in stretches of 64 columns: stretch c of row r are the 128 bytes at 128 * (64 c + r), of whose
 // eight parts of 16 bytes part p stands at p ^ r % 8: the swizzle of 128 bytes that a matrix descriptor names. It starts at a
@@ -8,21 +9,27 @@
 
 constexpr int STRETCH = 64;  // columns
 
-DEV int swizzled(int row, int column) {
-#ifdef PLANT_SWIZZLE
-    return column / STRETCH * (TILE * STRETCH) + row * STRETCH + column % STRETCH;
-#endif
-    return column / STRETCH * (TILE * STRETCH) + row * STRETCH + (column % STRETCH / 8 ^ row % 8) * 8 + column % 8;
-}
+// As the driver makes it (cuTensorMapEncodeTiled; CUDA 13 aligns it to 128 bytes).
+struct __align__(128) TensorMap {
+    u64 opaque[16];
+};
+// A matrix [rows, columns] of which boxes of 64 columns are copied, so many rows at a time: src/backend/cuda/tensor_map.rs.
+struct Boxes {
+    TensorMap of_64, of_8, of_1;
+};
 
 #ifndef SIMT
 
-// A barrier is complete for a phase when `count` arrivals came since its last one. Phases are 0, 1, 0, ...
+// A barrier is complete for a phase when `count` arrivals came since its last one, and all bytes that they announced. Phases are 0, 1,
+// 0, ... What tensor copies use must be made visible to them first (fence_proxy_async).
 DEV void mbarrier_init(u64* barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
 }
 DEV void mbarrier_arrive(u64* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+DEV void mbarrier_arrive_expecting(u64* barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
 }
 DEV void mbarrier_wait(u64* barrier, int phase) {
     u32 complete = 0;
@@ -34,8 +41,18 @@ DEV void mbarrier_wait(u64* barrier, int phase) {
             : "memory");
 }
 
-// What this thread has written to shared memory may be read by products of others that are told of it later.
+// What this thread has written to shared memory may be used by products and tensor copies of those that are told of it later.
 DEV void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Copies the box of `map` whose first element is at (row, column) to rows of 128 bytes in shared memory that are swizzled by their
+// address; what is outside of the matrix is zero. The barrier is told of the bytes, those outside included.
+DEV void copy_box(void* to, const TensorMap& map, int column, int row, u64* barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+            shared_address(to)),
+        "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier))
+        : "memory");
+}
 
 // Before the first product after registers of a sum or a left factor were accessed.
 DEV void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -102,9 +119,13 @@ PRODUCT(128, half, "f16", "%64", "%65", "%66", "%67", "%68", "%69", "%70")
 
 inline u32 shared_address(const void* p) { return simt::shared_address(p); }
 inline void mbarrier_init(u64* barrier, int count) { simt::mbarrier_init(barrier, count); }
-#define mbarrier_arrive(barrier) simt::mbarrier_arrive(barrier)
+inline void mbarrier_arrive(u64* barrier) { simt::mbarrier_arrive(barrier); }
+inline void mbarrier_arrive_expecting(u64* barrier, int bytes) { simt::mbarrier_arrive(barrier, bytes); }
 #define mbarrier_wait(barrier, phase) simt::mbarrier_wait(SIMT_HERE, barrier, phase)
 inline void fence_proxy_async() { simt::fence_proxy_async(); }
+inline void copy_box(void* to, const TensorMap& map, int column, int row, u64* barrier) {
+    simt::copy_box(to, &map, column, row, barrier);
+}
 #define wgmma_fence() simt::wgmma_fence(SIMT_HERE)
 #define wgmma_commit() simt::wgmma_commit(SIMT_HERE)
 template <int open>

@@ -51,6 +51,7 @@ use llamaprobe::train::settings::{Length, RunSettings};
 use llamaprobe::train::trainer::{Run, StepReport, TrainerOptions};
 use ops::naive::Precision;
 use ops::parity::{parity_on_tensor_cores, rounds_as_families_do};
+use ops::simt::machine::SIMULATOR;
 use serde_json::Value;
 use support::skips;
 use support::tiny_model::TinyModel;
@@ -73,8 +74,7 @@ fn fake() -> &'static Path {
 
 /// Where compiled kernels are cached, a folder for each simulator.
 fn cache() -> PathBuf {
-    let simulator = ["simt.h", "hopper.h", "dependent.h", "kernels.h", "sanitize.h"];
-    let simulator = simulator.map(|name| root().join("tests/simt").join(name));
+    let simulator = SIMULATOR.map(|name| root().join("tests/simt").join(name));
     let stamp = simulator.map(|path| fs::read(path).expect("the simulator")).concat();
     let stamp = stamp.iter().fold(0u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("fake-cache-{stamp:016x}"))

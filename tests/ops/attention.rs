@@ -19,7 +19,7 @@ use super::packs::{self, heads};
 use super::simt::machine::Build;
 use super::simt::recorder::{FILL, Recorder, list, rows};
 use super::simt::tables::{self, Forest, NO_ROW};
-use super::simt::tape::Arg::{self, At, Float, Int, Null};
+use super::simt::tape::Arg::{self, At, Boxes, Float, Int, Null};
 pub use outputs::AttentionOutputs;
 pub use result::AttentionResult;
 
@@ -248,8 +248,12 @@ impl Operation for Attention {
         }
         let forest = Forest::new(pack, cached);
         let (n, blocks, parts) = (pack.len(), forest.list_starts.len() - 1, 4 / warps);
-        let [q, k, v, cached_k, cached_v] = [0, 1, 2, 3, 4].map(|i| At(r.tape.compute(&case.inputs[i])));
+        let [q, k, v, cached_k, cached_v] = [0, 1, 2, 3, 4].map(|i| r.tape.compute(&case.inputs[i]));
         let [cached_k, cached_v] = if cached.is_empty() { [k, v] } else { [cached_k, cached_v] };
+        let boxes = |at: usize, x| Boxes(x, [case.inputs[at].len() / dims.kv_width(), dims.kv_width()]);
+        let of_cache = if cached.is_empty() { [1, 2] } else { [3, 4] };
+        let boxes = [boxes(1, k), boxes(2, v), boxes(of_cache[0], cached_k), boxes(of_cache[1], cached_v)];
+        let [q, k, v, cached_k, cached_v] = [q, k, v, cached_k, cached_v].map(At);
         let [most, count] = forest.key_parts(dims.group());
         let pairs = [forest.pair_starts, forest.pair_lists].map(|list| At(r.tape.ints(&list)));
         let mut ints = |lists: [Vec<i32>; 4]| lists.map(|list| At(r.tape.ints(&list)));
@@ -267,7 +271,7 @@ impl Operation for Attention {
         if r.build.hopper {
             let (blocks, queries) = (blocks.div_ceil(2), [queries[0], pairs[0], pairs[1], queries[3]]);
             let sizes = [Int(blocks), Int(heads), Int(kv_heads), Float(scale), behind, ahead, Int(dims.alibi_base())];
-            let args = [&args[..7], &queries, &positions, &sizes].concat();
+            let args = [&args[..3], &boxes, &queries, &positions, &sizes].concat();
             // A few blocks of the grid, so that each takes several pairs of a block and a head.
             let (grid, shared) = ([3.min(blocks * heads), 1, 1], r.build.shared("attention_fwd_hopper", dtype));
             r.tape.launch("attention_fwd_hopper", grid, 384, shared, &args);

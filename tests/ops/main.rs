@@ -25,4 +25,5 @@ mod ptxas;
 mod refusals;
 mod sass;
 mod simt;
+mod tensor_copies;
 mod trace;

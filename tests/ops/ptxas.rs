@@ -261,7 +261,9 @@ fn attention_for_hopper_compiles_to_products_of_warpgroups_without_spills() {
         let build = Build::new(&nvcc, &text, dtype, &machine::Build::new(dtype, head_dim).hopper().macros());
         accept(&build, &machine::kernels(&text), &format!("{dtype:?} {head_dim}"));
         // Other devices have none of it.
-        for (name, count) in [("HGMMA", group_products(head_dim)), ("USETMAXREG", 2), ("WARPGROUP", 8)] {
+        let counts =
+            [("HGMMA", group_products(head_dim)), ("USETMAXREG", 2), ("WARPGROUP", 8), ("UTMALDG", 2 * head_dim / 64)];
+        for (name, count) in counts {
             assert_eq!(build.count("attention_fwd_hopper", name), [0, 0, count], "{name} {dtype:?} {head_dim}");
         }
         // All registers of a multiprocessor among 384 threads.

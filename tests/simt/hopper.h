@@ -1,9 +1,10 @@
 // What compute capability 9.0 adds (PTX ISA: mbarrier, wgmma, "Async proxy", setmaxnreg): included by simt.h.
 //
 // Barriers in shared memory have phases: who waits for one that is over goes on, who waits for the one that runs is woken by its last
-// arrival. Products of a warpgroup are asynchronous: each warp has its 16 rows of the 64. When such a product reads shared memory is
-// the schedule's choice: when it is issued (SIMT_ASYNC=late, where copies that are waited for land when no other thread can run), when
-// it is waited for and no other thread can run (early, where copies land at once), or under random orders either. After an arrival other
+// arrival, or by the last of the bytes that arrivals have announced (tensor_copy.h). Products of a warpgroup are asynchronous: each
+// warp has its 16 rows of the 64. When such a product reads shared memory is the schedule's choice: when it is issued (SIMT_ASYNC=late,
+// where copies that are waited for land when no other thread can run), when it is waited for and no other thread can run (early, where
+// copies land at once), or under random orders either. After an arrival other
 // threads run first. What a product adds up is poison in the registers until it has been waited for. Mistakes that end the process:
 //   a barrier used before it is initialised
 //   a product that reads what a copy wrote, where neither the copying nor the multiplying thread made it visible to products since
@@ -56,13 +57,23 @@ struct Written {
     unsigned by = 0;
 };
 
+// A copy of a box of a matrix that has not landed.
+struct TensorCopy {
+    TensorMap map;
+    void* to;
+    int column, row;
+    unsigned long long* barrier;
+};
+
 struct Hopper {
     std::vector<HopperWarp> warps;
-    std::vector<Written> written;    // by 16 bytes of dynamic shared memory, by copies
-    std::vector<uint64_t> visible;   // until when each thread has made writes visible to products
+    std::vector<Written> written;    // by 16 bytes of dynamic shared memory, by copies of threads
+    std::vector<unsigned> incoming;  // by the same, tensor copies under way
+    std::vector<TensorCopy> copies;  // these, oldest first
+    std::vector<uint64_t> visible;   // until when each thread has made writes visible to products and tensor copies
+    std::map<unsigned long long*, Written> barriers;  // when they were initialised
     uint64_t clock = 0;
     unsigned free_registers = 0;     // that warps have given away, for a thread of theirs
-    bool has_barriers = false;
 };
 
 inline Hopper the_hopper;
@@ -74,15 +85,20 @@ inline void hopper_begin() {
     the_hopper = Hopper();
     the_hopper.warps.resize(s.warps.size());
     the_hopper.written.resize(s.shared_size / 16);
+    the_hopper.incoming.resize(s.shared_size / 16);
     the_hopper.visible.resize(s.threads);
     unsigned each = std::min(REGISTERS / s.threads / 8 * 8, 255u);
     for (HopperWarp& warp : the_hopper.warps) warp.registers = each;
 }
 
+// Of tensor_copy.h: what may not be left when a block ends.
+void tensor_copies_finish();
+
 inline void hopper_finish() {
     const HopperWarp& warp = the_hopper.warps[self().warp];
     if (!warp.open.empty() || !warp.groups.empty()) fail("a thread returns with products not waited for");
     if (scheduler().live) return;
+    tensor_copies_finish();
     const std::vector<HopperWarp>& warps = the_hopper.warps;
     for (size_t i = 0; i < warps.size(); i++)
         if (warps[i].registers != warps[i / WARPGROUP * WARPGROUP].registers) {
@@ -109,7 +125,7 @@ inline void delay(const char* where) {
 // Of a block that tells of copies by barriers: what a wait for copies begins with.
 inline void before_landing() {
     sanitize::Quiet quiet;
-    if (the_hopper.has_barriers && !scheduler().early) delay("cp.async.wait_group");
+    if (!the_hopper.barriers.empty() && !scheduler().early) delay("cp.async.wait_group");
 }
 
 // A copy has written 16 bytes.
@@ -127,35 +143,45 @@ inline void fence_proxy_async() {
 // ---- Barriers in shared memory
 
 struct Mbarrier {
-    uint16_t count, pending;
-    uint32_t phase;
+    uint64_t count : 20, pending : 20, phase : 3;
+    int64_t bytes : 21;  // announced and not yet come
 };
+static_assert(sizeof(Mbarrier) == 8, "a barrier in shared memory has 8 bytes");
 
 inline Mbarrier& mbarrier(unsigned long long* at) {
     Mbarrier& barrier = *reinterpret_cast<Mbarrier*>(at);
-    if (barrier.count == 0xffff) fail("a barrier in shared memory that is not initialised");
+    if (barrier.count == 0xfffff) fail("a barrier in shared memory that is not initialised");
     return barrier;
 }
 
 inline void mbarrier_init(unsigned long long* at, int count) {
     {
         sanitize::Quiet quiet;
-        the_hopper.has_barriers = true;
+        the_hopper.barriers[at] = {++the_hopper.clock, self().index};
     }
-    *reinterpret_cast<Mbarrier*>(at) = {uint16_t(count), uint16_t(count), 0};
+    *reinterpret_cast<Mbarrier*>(at) = {unsigned(count), unsigned(count), 0, 0};
 }
 
-inline void mbarrier_arrive(unsigned long long* at) {
+// Ends the phase of a barrier for which all has come.
+inline void complete(unsigned long long* at) {
+    Mbarrier& barrier = mbarrier(at);
+    if (barrier.pending || barrier.bytes) return;
+    barrier.phase++;
+    barrier.pending = barrier.count;
+    Scheduler& s = scheduler();
+    for (unsigned i = 0; i < s.threads; i++)
+        if (s.fibers[i].state == State::AtMbarrier && s.fibers[i].awaited == at) wake(i);
+}
+
+// An arrival, which announces so many bytes of tensor copies.
+inline void mbarrier_arrive(unsigned long long* at, int bytes = 0) {
     sanitize::Quiet quiet;
     Mbarrier& barrier = mbarrier(at);
     sanitize::release(at);
-    if (--barrier.pending == 0) {
-        barrier.phase++;
-        barrier.pending = barrier.count;
-        Scheduler& s = scheduler();
-        for (unsigned i = 0; i < s.threads; i++)
-            if (s.fibers[i].state == State::AtMbarrier && s.fibers[i].awaited == at) wake(i);
-    }
+    if (!barrier.pending) fail("more arrivals at a barrier in shared memory than it counts");
+    barrier.pending--;
+    barrier.bytes += bytes;
+    complete(at);
     yield();
 }
 
@@ -210,6 +236,7 @@ inline void read_eight(uint16_t (&eight)[8], const Product& product, unsigned k,
     at ^= (at >> 7 & 7) << 4;
     const Scheduler& s = scheduler();
     if (at + 16 > s.shared_size) fail("wgmma: a matrix beyond shared memory");
+    if (the_hopper.incoming[at / 16]) fail("wgmma: reads a place to which a tensor copy is under way");
     Written written = the_hopper.written[at / 16];
     const uint64_t* visible = the_hopper.visible.data();
     auto sees = [&](uint64_t until) { return until >= written.when; };

@@ -212,14 +212,17 @@ pub struct Machine {
     program: PathBuf,
 }
 
+/// The files of the simulator that kernels are compiled with anywhere.
+pub const SIMULATOR: [&str; 7] =
+    ["simt.h", "hopper.h", "tensor_map.h", "tensor_copy.h", "dependent.h", "kernels.h", "sanitize.h"];
+
 /// What a program is made of besides its own text: the headers and the compiler.
 fn environment() -> &'static str {
     static TEXT: OnceLock<String> = OnceLock::new();
     TEXT.get_or_init(|| {
-        let headers =
-            ["simt.h", "hopper.h", "dependent.h", "kernels.h", "runner.h", "sanitize.h", "accesses.h", "accesses.cpp"]
-                .map(|name| root().join("tests/simt").join(name));
-        let headers = headers.map(|path| std::fs::read_to_string(path).unwrap()).concat();
+        let headers = [&SIMULATOR[..], &["runner.h", "accesses.h", "accesses.cpp"]].concat();
+        let read = |name: &str| std::fs::read_to_string(root().join("tests/simt").join(name)).unwrap();
+        let headers = headers.into_iter().map(read).collect::<String>();
         let version = Command::new("g++").arg("--version").output().unwrap().stdout;
         headers + &String::from_utf8_lossy(&version)
     })
@@ -241,7 +244,7 @@ impl Machine {
             list.join(", ")
         );
         let mut flags: Vec<String> =
-            ["-std=c++17", "-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare"].map(String::from).into();
+            ["-std=c++17", "-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare", "-Wno-psabi"].map(String::from).into();
         flags.extend(mode.flags().iter().map(|flag| flag.to_string()));
         flags.push(format!("-DREAL={}", type_name(dtype)));
         flags.extend_from_slice(macros);

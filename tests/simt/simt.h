@@ -4,7 +4,7 @@
 // thread. A fiber runs until it waits: at a warp operation for the other lanes of its mask, at a barrier for its
 // block. What runs next is the schedule's choice, and a wrong kernel is wrong under some schedules only:
 //   SIMT_ORDER=fwd|rev|rand:<seed>   which of the fibers that can run goes on, and which block is the next
-//   SIMT_ASYNC=late|early            cp.async copies when it is waited for (default), or at once
+//   SIMT_ASYNC=late|early            cp.async copies when it is waited for (default), or at once; tensor copies: tensor_copy.h
 // Mistakes that no schedule can hide end the process with a message: divergent barriers, lanes that meet at different
 // operations, deadlocks, copies never waited for, misaligned vectors, more shared memory than the device has, and threads
 // that return, copy asynchronously or by atomic operations before the kernel before theirs has ended (dependent.h).
@@ -19,6 +19,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <string>
 #include <sys/mman.h>
 #include <type_traits>
@@ -26,6 +27,7 @@
 #include <vector>
 
 #include "sanitize.h"
+#include "tensor_map.h"
 
 #define SIMT 1
 #define __host__
@@ -33,6 +35,7 @@
 #define __global__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static
 #define SIMT_TEXT_(x) #x
@@ -66,6 +69,7 @@ struct alignas(16) int4 {
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline int2 make_int2(int x, int y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
@@ -193,8 +197,14 @@ inline uint64_t next_random() {
     return s.random >> 33;
 }
 
+// Of tensor_copy.h: lets a copy that is under way land, because the schedule chooses so or nothing else can go on; whether one did.
+bool land_one(bool by_choice);
+
 inline Fiber* pick() {
     Scheduler& s = scheduler();
+    land_one(true);
+    while (s.ready.empty() && s.delayed.empty() && land_one(false)) {
+    }
     std::vector<unsigned>& from = s.ready.empty() ? s.delayed : s.ready;
     if (from.empty()) return nullptr;
     size_t i = 0;
@@ -454,6 +464,7 @@ inline void sync_warp(const char* where, unsigned mask = 0xffffffffu) {
 
 #include "hopper.h"
 #include "dependent.h"
+#include "tensor_copy.h"
 
 #define threadIdx (simt::thread_index())
 #define blockIdx (simt::block_index())

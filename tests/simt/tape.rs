@@ -16,6 +16,8 @@ pub enum Arg {
     At(Buffer),
     /// At a byte of a buffer.
     Inside(Buffer, usize),
+    /// Boxes of a matrix of 2-byte elements, of so many rows and columns.
+    Boxes(Buffer, [usize; 2]),
     Int(usize),
     Long(usize),
     Float(f64),
@@ -88,11 +90,15 @@ impl Tape {
                 Arg::Null => [0, 0],
                 Arg::At(buffer) => [1, (buffer.0 as u64) << 32],
                 Arg::Inside(buffer, at) => [1, (buffer.0 as u64) << 32 | at as u64],
+                Arg::Boxes(buffer, _) => [2, buffer.0 as u64],
                 Arg::Int(n) => [4, n as u64],
                 Arg::Float(x) => [4, u64::from((x as f32).to_bits())],
                 Arg::Long(n) => [8, n as u64],
                 Arg::Bits(n) => [8, n],
             });
+            if let Arg::Boxes(_, [rows, columns]) = *arg {
+                numbers.push((rows as u64) << 32 | columns as u64);
+            }
         }
         bytes.extend(numbers.into_iter().flat_map(u64::to_le_bytes));
         self.launches.push(bytes);

@@ -127,6 +127,8 @@ const REGISTER: [(Reason, &[&str]); 7] = [
             "ops::simt::planted_bugs_of_hopper_are_found",
             "ops::simt::simple_kernels_compute_what_they_say",
             "ops::simt::threads_of_a_block_do_not_race",
+            "ops::tensor_copies::planted_bugs_of_tensor_copies_are_found",
+            "ops::tensor_copies::tensor_copies_bring_boxes_swizzled_with_zeros_from_outside",
         ],
     ),
     (

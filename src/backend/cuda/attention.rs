@@ -5,7 +5,7 @@ use super::balance::{Parts, pairs_are_worth_it};
 use super::forest;
 use super::fused::{AttentionGradients, Call, HeadGradients};
 use super::geometry::{blocks, blocks2};
-use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_ptr, compute, compute_ptr, float, int, table};
+use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_ptr, boxes, compute, compute_ptr, float, int, table};
 use super::lora_launch::OfGradient;
 use super::pack::{DeviceQueryBlocks, DeviceTables};
 use super::projections::Projections;
@@ -116,10 +116,11 @@ impl Cuda {
     }
 }
 
-/// A launch of the forward: its kernel, its blocks, and its arguments behind the rows.
+/// A launch of the forward: its kernel, its blocks, whether it copies keys and values in boxes, and its arguments behind these.
 struct Forward {
     kernel: Kernel,
     launch: LaunchDims,
+    boxes: bool,
     args: Vec<Arg>,
 }
 
@@ -137,7 +138,7 @@ impl Cuda {
         let ([behind, ahead], alibi) = (reach(pack, dims.window).map(int), int(dims.alibi_base()));
         let sizes = [int(pairs.count), int(dims.heads), int(dims.kv_heads), float(dims.scale), behind, ahead, alibi];
         let args = [&tile_lists(pack, pairs)[..], &sizes].concat();
-        Some(Forward { kernel, launch, args })
+        Some(Forward { kernel, launch, boxes: true, args })
     }
 
     fn forward(&self, pack: &DeviceTables, dims: AttentionDims) -> Forward {
@@ -148,7 +149,7 @@ impl Cuda {
         };
         let launch = self.block_dims(blocks.count, dims.heads, dims, variant.fwd_shared(block_rows, size, arch));
         let args = [&tile_lists(pack, blocks)[..], &dims_args(pack, dims), &self.first_blocks(dims.heads)].concat();
-        Forward { kernel: kernel(name, dims), launch, args }
+        Forward { kernel: kernel(name, dims), launch, boxes: false, args }
     }
 }
 
@@ -161,10 +162,11 @@ impl AttentionOps for Cuda {
         }
         // The pack's own keys and values stand in where nothing is cached.
         let [cached_k, cached_v] = op.cached.unwrap_or([op.k, op.v]);
-        let rows = [compute(op.z), acc(op.lse), compute(op.q), compute(op.k), compute(op.v)];
-        let cached = [compute(cached_k), compute(cached_v)];
         let forward = self.hopper_forward(op.pack, dims).unwrap_or_else(|| self.forward(op.pack, dims));
-        let args = [&rows[..], &cached, &forward.args].concat();
+        let (width, dtype) = (dims.kv_width(), self.cx.dtype);
+        let of_keys = |x| if forward.boxes { boxes(x, width, dtype) } else { compute(x) };
+        let keys = [op.k, op.v, cached_k, cached_v].map(of_keys);
+        let args = [&[compute(op.z), acc(op.lse), compute(op.q)], &keys[..], &forward.args].concat();
         self.cx.launch(name, forward.kernel, forward.launch, &args);
     }
 

@@ -5,10 +5,15 @@
 
 use std::collections::HashMap;
 
+use cudarc::driver::result;
+
 use super::driver::Device;
+use super::dtype::ComputeDtype;
 use super::geometry::{COLUMNS, blocks, elements};
 use super::memory::{AccBuffer, ComputeBuffer, DevicePtr};
+use super::tensor_map::{Boxes, Matrix};
 use super::variant::Heads;
+use crate::backend::Len;
 
 /// Threads of a block where a kernel's head comment does not say otherwise.
 pub const BLOCK: u32 = 256;
@@ -91,30 +96,39 @@ pub enum Param {
     Int,
     /// `long long` or `unsigned long long` (`i64`, `u64`).
     Long,
+    /// A matrix of elements of the compute dtype, of which boxes are copied.
+    Boxes,
 }
 
-/// An argument: what it is, its bits, and the memory that they are the address of.
+/// What is passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Value {
+    Bits(u64),
+    Matrix(Matrix),
+}
+
+/// An argument: what it is, its value, and the memory that this is the address of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arg {
     /// The type that the kernel's parameter must have.
     pub param: Param,
-    bits: u64,
+    value: Value,
     ptr: Option<DevicePtr>,
 }
 
 impl Arg {
     /// The address of memory that the launch reads or writes.
     pub fn ptr(param: Param, ptr: DevicePtr) -> Self {
-        Self { param, bits: ptr.address(), ptr: Some(ptr) }
+        Self { param, value: Value::Bits(ptr.address()), ptr: Some(ptr) }
     }
 
     /// A null pointer, where an operand is optional.
     pub fn null(param: Param) -> Self {
-        Self { param, bits: 0, ptr: None }
+        Self::value(param, 0)
     }
 
     fn value(param: Param, bits: u64) -> Self {
-        Self { param, bits, ptr: None }
+        Self { param, value: Value::Bits(bits), ptr: None }
     }
 }
 
@@ -141,6 +155,13 @@ pub fn compute(buffer: &ComputeBuffer) -> Arg {
 /// Elements of the compute dtype at an address.
 pub fn compute_ptr(ptr: DevicePtr) -> Arg {
     Arg::ptr(Param::Compute, ptr)
+}
+
+/// A whole buffer as a matrix of so many columns, of which boxes are copied.
+pub fn boxes(buffer: &ComputeBuffer, columns: usize, dtype: ComputeDtype) -> Arg {
+    let ptr = buffer.ptr(0);
+    let matrix = Matrix { address: ptr.address(), rows: buffer.len() / columns, columns, dtype };
+    Arg { param: Param::Boxes, value: Value::Matrix(matrix), ptr: Some(ptr) }
 }
 
 /// A table at an address.
@@ -186,10 +207,19 @@ pub fn assert_on(op: &'static str, args: &[Arg], device: &Device) {
 }
 
 /// Arguments by value, so that a launch can be kept, compared and repeated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Args {
     bits: [u64; MAX_ARGS],
     count: usize,
+    /// Which of them are matrices.
+    matrices: Vec<(usize, Matrix)>,
+}
+
+/// Arguments as the driver takes them.
+pub struct Encoded {
+    bits: [u64; MAX_ARGS],
+    count: usize,
+    boxes: Vec<(usize, Boxes)>,
 }
 
 impl Args {
@@ -199,17 +229,37 @@ impl Args {
     /// If they are not what the kernel takes.
     pub fn new(kernel: &str, params: &[Param], args: &[Arg]) -> Self {
         assert!(args.len() == params.len(), "{kernel}: {} arguments, takes {}", args.len(), params.len());
-        let mut bits = [0; MAX_ARGS];
+        let (mut bits, mut matrices) = ([0; MAX_ARGS], Vec::new());
         for (i, (arg, param)) in args.iter().zip(params).enumerate() {
             assert!(arg.param == *param, "{kernel}: argument {i} is {:?}, must be {param:?}", arg.param);
-            bits[i] = arg.bits;
+            match arg.value {
+                Value::Bits(value) => bits[i] = value,
+                Value::Matrix(matrix) => matrices.push((i, matrix)),
+            }
         }
-        Self { bits, count: args.len() }
+        Self { bits, count: args.len(), matrices }
     }
 
-    /// The address of each argument, as the driver takes them (little-endian: a narrow value lies at the start).
+    /// The same for the driver, which encodes the matrices.
+    ///
+    /// # Errors
+    /// Of the driver.
+    pub fn encode(&self) -> Result<Encoded, result::DriverError> {
+        let &Self { bits, count, ref matrices } = self;
+        let boxes = matrices.iter().map(|(i, matrix)| Ok((*i, matrix.encode()?))).collect::<Result<_, _>>()?;
+        Ok(Encoded { bits, count, boxes })
+    }
+}
+
+impl Encoded {
+    /// The address of each argument (little-endian: a narrow value lies at the start).
     pub fn addresses(&mut self) -> Vec<*mut std::ffi::c_void> {
-        self.bits[..self.count].iter_mut().map(|bits| std::ptr::from_mut(bits).cast()).collect()
+        let bits = self.bits[..self.count].iter_mut();
+        let mut addresses: Vec<_> = bits.map(|bits| std::ptr::from_mut(bits).cast()).collect();
+        for (i, boxes) in &mut self.boxes {
+            addresses[*i] = std::ptr::from_mut(boxes).cast();
+        }
+        addresses
     }
 }
 
@@ -249,6 +299,7 @@ fn param(kernel: &str, text: &str) -> Param {
         (true, _, true) => Param::Compute,
         (true, ..) => Param::Table,
         (false, true, _) => Param::Float,
+        _ if has("Boxes") => Param::Boxes,
         _ if ["long", "i64", "u64", "size_t"].into_iter().any(has) => Param::Long,
         _ if ["int", "unsigned", "u32"].into_iter().any(has) => Param::Int,
         _ => panic!("{kernel}: a parameter `{text}`"),
@@ -276,15 +327,17 @@ mod tests {
         extern \"C\" __global__ void __launch_bounds__(128)
         first(real* __restrict__ out, const float* __restrict__ x, /* rows */ const int* rows, int n,
               long long stride, float eps) {}
-        extern \"C\" __global__ void second(const unsigned long long* seeds, unsigned threshold, int4 *tiles, i64 at) {}";
+        extern \"C\" __global__ void second(const unsigned long long* seeds, unsigned threshold, int4 *tiles, i64 at) {}
+        extern \"C\" __global__ void third(const __grid_constant__ Boxes k) {}";
 
     #[test]
     fn parameters_are_read_from_the_text() {
         let kernels = parameters(SOURCE);
-        assert_eq!(kernels.len(), 2);
+        assert_eq!(kernels.len(), 3);
         use Param::{Acc, Compute, Float, Int, Long, Table};
         assert_eq!(kernels["first"], [Compute, Acc, Table, Int, Long, Float]);
         assert_eq!(kernels["second"], [Table, Int, Table, Long]);
+        assert_eq!(kernels["third"], [Param::Boxes]);
     }
 
     #[test]
@@ -293,6 +346,19 @@ mod tests {
         let [c, a, t] = [Param::Compute, Param::Acc, Param::Table].map(Arg::null);
         let args = [c, a, t, long(1), long(2), float(3.0)];
         Args::new("first", &parameters(SOURCE)["first"], &args);
+    }
+
+    /// Lists that copy boxes of other matrices are other lists.
+    #[test]
+    fn args_are_told_apart_by_their_matrices() {
+        let args = |address, rows| {
+            let matrix = Matrix { address, rows, columns: 64, dtype: ComputeDtype::Bf16 };
+            let arg = Arg { param: Param::Boxes, value: Value::Matrix(matrix), ptr: None };
+            Args::new("third", &parameters(SOURCE)["third"], &[arg])
+        };
+        assert_eq!(args(256, 8), args(256, 8));
+        assert_ne!(args(256, 8), args(512, 8));
+        assert_ne!(args(256, 8), args(256, 9));
     }
 
     #[test]

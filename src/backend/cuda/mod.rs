@@ -50,6 +50,7 @@ mod scale;
 mod sealed;
 mod settings;
 mod slot_state;
+mod tensor_map;
 mod timeline;
 mod transfer;
 mod variant;

@@ -37,7 +37,7 @@ const REMEMBERED: usize = 64;
 const REMEMBERED_COMMANDS: usize = 1 << 18;
 
 /// A launch, as it is put into a graph or given to the driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Launch {
     /// The driver's handle of the kernel.
     pub function: usize,
@@ -380,8 +380,9 @@ impl Issuer<'_> {
         let stream = self.device.stream().cu_stream();
         match action {
             Action::Kernel(launch) => {
-                let Launch { function, grid: [x, y, z], block, shared, mut args } = **launch;
+                let Launch { function, grid: [x, y, z], block, shared, ref args } = **launch;
                 let function = function as sys::CUfunction;
+                let mut args = args.encode().map_err(message)?;
                 let mut addresses = args.addresses();
                 // SAFETY: the function's module is unloaded after the queue; the arguments are those that the kernel's
                 // text asks for (`Args::new`), and their addresses those of live buffers of this device of the sizes that

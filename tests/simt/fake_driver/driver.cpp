@@ -486,11 +486,23 @@ static bool reached(const char* variable, const char* kernel, int& runs) {
     return ++runs == atoi(colon + 1);
 }
 
+// An argument of a kernel, aligned as any may be.
+struct alignas(128) Part {
+    char bytes[128];
+};
+struct Argument {
+    size_t size;
+    std::vector<Part> value;
+    Argument(const void* from, size_t size) : size(size), value((size + sizeof(Part) - 1) / sizeof(Part)) {
+        memcpy(value.data(), from, size);
+    }
+};
+
 // Whether an argument is an address in memory of the host.
-static bool on_host(const std::vector<char>& value) {
+static bool on_host(const Argument& argument) {
     Address address;
-    if (value.size() != sizeof address) return false;
-    memcpy(&address, value.data(), sizeof address);
+    if (argument.size != sizeof address) return false;
+    memcpy(&address, argument.value.data(), sizeof address);
     LOCK;
     return inside(pinned_memory, address, 1);
 }
@@ -502,11 +514,8 @@ static int launch(void* handle, dim3 grid, dim3 block, unsigned shared, void* st
     unsigned threads = block.x * block.y * block.z;
     if (threads == 0 || threads > 1024 || shared > function.shared) return INVALID_VALUE;
     if (early && !function.waits) wrong(std::string(kernel->name) + " is to start early and was not built to wait");
-    std::vector<std::vector<char>> values;
-    for (int i = 0; i < kernel->arguments; i++) {
-        const char* value = static_cast<const char*>(arguments[i]);
-        values.emplace_back(value, value + kernel->sizes[i]);
-    }
+    std::vector<Argument> values;
+    for (int i = 0; i < kernel->arguments; i++) values.emplace_back(arguments[i], kernel->sizes[i]);
     auto run = [=](const Operation& before) mutable {
         static int failing, filling;
         if (reached("FAKE_FULL_OP", kernel->name, filling)) full = true;
@@ -516,7 +525,7 @@ static int launch(void* handle, dim3 grid, dim3 block, unsigned shared, void* st
             return;
         }
         std::vector<void*> pointers;
-        for (auto& value : values) pointers.push_back(value.data());
+        for (auto& argument : values) pointers.push_back(argument.value.data());
         ran.kernels++;
         ran.early += early;
         ran.on_host += std::any_of(values.begin(), values.end(), on_host);

@@ -25,6 +25,8 @@ mod families;
 mod ops;
 #[path = "fake/profile.rs"]
 mod profile;
+#[path = "fake/quantized.rs"]
+mod quantized;
 #[path = "fake/replays.rs"]
 mod replays;
 #[path = "fake/soundness.rs"]

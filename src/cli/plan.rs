@@ -126,8 +126,8 @@ impl Plan {
     }
 }
 
-/// The lines of the weights: used in the file's mapping as they are, or converted into memory of their own; and the quantised
-/// ones, by what they take as they are stored.
+/// The lines of the weights: used in the file's mapping as they are, or converted into memory of their own; the quantised ones, by what
+/// they take as they are stored, or on a GPU; and there the most of them that exist decoded at a time.
 fn weights<B: Backend>(files: &ModelFiles, element: usize) -> Vec<(&'static str, usize)> {
     let source = Source::new(&files.config, &files.checkpoint);
     let is_number = |param: &ParamId| source.as_ref().map_or(true, |source| !source.is_quantized(*param));
@@ -140,7 +140,11 @@ fn weights<B: Backend>(files: &ModelFiles, element: usize) -> Vec<(&'static str,
         (true, false) => "weights, converted",
         (false, _) => "weights",
     };
-    let quantized: usize = files.checkpoint.quantized().map(QuantizedView::stored_bytes).sum();
-    let lines = [(purpose, elements * element), ("weights, quantised", quantized)];
-    lines.into_iter().filter(|&(purpose, bytes)| bytes > 0 || purpose != "weights, quantised").collect()
+    let stored = || files.checkpoint.quantized().map(QuantizedView::stored_bytes).sum();
+    let (quantized, decoded) = match &source {
+        Ok(source) if !B::MAPS_WEIGHTS => source.quantized_bytes(element).unwrap_or((stored(), 0)),
+        _ => (stored(), 0),
+    };
+    let lines = [(purpose, elements * element), ("weights, quantised", quantized), ("weights, decoded", decoded)];
+    lines.into_iter().filter(|&(line, bytes)| bytes > 0 || line == purpose).collect()
 }

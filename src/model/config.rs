@@ -62,25 +62,31 @@ impl ModelConfig {
         }
     }
 
-    /// Number of projections from `target` on that read one input, are of one width and have no biases; 1 of all but the first of
-    /// such.
-    fn alike(&self, target: Projection) -> usize {
+    /// Number of projections before `target`, and from it on, that read one input with it, one after another, are of one width and have
+    /// no biases.
+    fn alike(&self, target: Projection) -> (usize, usize) {
         let of_one_input = [&[Projection::Q, Projection::K, Projection::V][..], &[Projection::Gate, Projection::Up]];
-        let like = |other: &Projection| {
-            let has = self.targets().contains(other) && !self.bias(*other);
-            has && self.widths(*other) == self.widths(target)
+        let like = |other: &&Projection| {
+            let has = self.targets().contains(other) && !self.bias(**other);
+            has && self.widths(**other) == self.widths(target)
         };
         let group = of_one_input.into_iter().find(|group| group.contains(&target)).unwrap_or_default();
         let at = group.iter().position(|other| *other == target).unwrap_or(0);
-        let first = !group[..at].last().is_some_and(like);
-        if first { group[at..].iter().take_while(|other| like(other)).count().max(1) } else { 1 }
+        let (before, from) = group.split_at(at);
+        (before.iter().rev().take_while(like).count(), from.iter().take_while(like).count().max(1))
+    }
+
+    /// Number of projections whose operands are laid beside each other, this one and those behind it.
+    pub(super) fn beside_from(&self, target: Projection) -> usize {
+        self.alike(target).1
     }
 
     /// Sees to it that the operands of products of one input, from that of `target` on, may be multiplied at once: those of
     /// projections without biases, of one width. What is made next are up to `most` of their weights, outputs or gradients, in order.
     pub(super) fn lay_beside<B: Buffers>(&self, backend: &mut B, target: Projection, most: usize) {
-        let count = self.alike(target).min(most);
-        if count > 1 {
+        let (before, count) = self.alike(target);
+        let count = count.min(most);
+        if before == 0 && count > 1 {
             backend.beside(count);
         }
     }
@@ -88,7 +94,11 @@ impl ModelConfig {
     /// Most terms that the gradient of an input is the sum of, if all products of one input can be made at once; 0 if none can.
     pub fn gradient_terms(&self) -> usize {
         let all = [(Projection::Q, 3), (Projection::Gate, 2)];
-        all.into_iter().filter(|&(first, count)| self.alike(first) == count).map(|(_, count)| count).max().unwrap_or(0)
+        all.into_iter()
+            .filter(|&(first, count)| self.alike(first) == (0, count))
+            .map(|(_, count)| count)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Number of parameters of the base model.

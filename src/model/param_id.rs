@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use rayon::prelude::*;
 
 use crate::arch::{Family, ModelConfig, Norm, NormPlacement, Positions, Projection, QkNorm};
+use crate::backend::blocks::{BlockLayout, decoded_bytes};
 use crate::formats::quantized::WeightView;
 use crate::formats::safetensors::{Bytes, Checkpoint, TensorView};
 use crate::{Error, Result};
@@ -484,6 +485,21 @@ impl<'a> Source<'a> {
     pub fn is_quantized(&self, id: ParamId) -> bool {
         let name = self.name(id);
         self.checkpoint.quantized().any(|view| view.name == name)
+    }
+
+    /// Bytes that the quantised weights take on a GPU, and the most that they take decoded side by side, in elements of so many bytes.
+    ///
+    /// # Errors
+    /// As [`Source::weight`].
+    pub fn quantized_bytes(&self, element: usize) -> Result<(usize, usize)> {
+        let (mut all, mut most) = (0, 0);
+        for id in ParamId::all(&self.config).into_iter().filter(|id| self.is_quantized(*id)) {
+            let WeightView::Quantized(view) = self.weight(id)? else { continue };
+            let beside = if let ParamId::Weight(_, target) = id { self.config.beside_from(target) } else { 1 };
+            all += BlockLayout::new(&view.matrix()).bytes();
+            most = most.max(beside * decoded_bytes(view.shape, element));
+        }
+        Ok((all, most))
     }
 
     /// The values of a weight in f32, decoded where it is quantised.

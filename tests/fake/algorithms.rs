@@ -6,7 +6,7 @@ use std::process::Output;
 
 use llamaprobe::arch::Dtype;
 use llamaprobe::backend::cuda::{Cuda, Settings};
-use llamaprobe::backend::ops::{LinearBwdInput, LinearDims, LinearOps};
+use llamaprobe::backend::ops::{Cast, LinearBwdInput, LinearDims, LinearOps, RowOps};
 use llamaprobe::backend::{Buffers, Transfer};
 use llamaprobe::formats::safetensors::{Bytes, Dtype as FileDtype, TensorView};
 use serde_json::Value;
@@ -23,9 +23,14 @@ const PRODUCTS: usize = 4;
 /// Products with one number of rows.
 const RAN: u64 = (LISTS * PRODUCTS) as u64;
 
-/// A matrix of small whole numbers, whose products have no rounding.
-fn matrix(gpu: &mut Cuda, rows: usize, value: fn(usize) -> f32) -> <Cuda as Buffers>::Weight {
-    let values: Vec<f32> = (0..rows * SIDE).map(value).collect();
+/// Small whole numbers of a matrix, whose products have no rounding.
+fn values(rows: usize, value: fn(usize) -> f32) -> Vec<f32> {
+    (0..rows * SIDE).map(value).collect()
+}
+
+/// They as a weight.
+fn matrix(gpu: &mut Cuda, values: Vec<f32>) -> <Cuda as Buffers>::Weight {
+    let rows = values.len() / SIDE;
     let data = Bytes::from_static(bytemuck::cast_slice(values.leak()));
     let view = TensorView { name: "w".into(), dtype: FileDtype::F32, shape: vec![rows, SIDE], data };
     gpu.weight(&view).expect("a weight")
@@ -41,7 +46,10 @@ fn products() {
     let rows: Vec<usize> = rows.split(',').map(|rows| rows.parse().expect("a number")).collect();
     let most = rows.iter().copied().max().expect("a number");
     let (of_weight, of_d_out) = (|i| (i % 3) as f32 - 1.0, |i| (i % 5) as f32 - 2.0);
-    let (weight, d_out) = (matrix(gpu, SIDE, of_weight), matrix(gpu, most, of_d_out));
+    let weight = matrix(gpu, values(SIDE, of_weight));
+    let (mut x, mut d_out) = (gpu.acc(most * SIDE).expect("a buffer"), gpu.compute(most * SIDE).expect("a buffer"));
+    gpu.upload(&mut x, 0, &values(most, of_d_out)).expect("an upload");
+    gpu.cast(Cast { out: &mut d_out, x: &x, len: most * SIDE });
     let mut d_x = gpu.acc(most * SIDE).expect("a buffer");
     for rows in rows {
         gpu.upload(&mut d_x, 0, &vec![1.0; rows * SIDE]).expect("an upload");

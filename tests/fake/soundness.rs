@@ -70,7 +70,8 @@ fn filled(b: &mut Cuda, len: usize) -> <Cuda as Buffers>::Acc {
 #[ignore = "started on the fake driver"]
 fn foreign_memory() {
     let (mut a, mut b) = (device(), device());
-    let (x, w) = (b.acc(16).expect("a buffer"), b.compute(16).expect("a buffer"));
+    let x = b.acc(16).expect("a buffer");
+    let w = b.trainable_weight(&x, 0, 16).expect("a weight");
     let [mut out, mut y] = [(); 2].map(|()| a.compute(16).expect("a buffer"));
     let dims = LinearDims { rows: 4, input: 4, output: 4 };
     let found = [

@@ -13,7 +13,7 @@ use super::packs::{self, PROMPT, RUNS, VOCAB};
 use super::quantized;
 use super::simt::recorder::{Recorder, rows};
 use super::simt::tables;
-use super::simt::tape::Arg::{At, Float, Inside, Int, Long};
+use super::simt::tape::Arg::{At, Float, Inside, Int, Long, Null};
 
 /// table, prompt -> out
 #[derive(Clone, Debug)]
@@ -160,13 +160,20 @@ impl Operation for EmbedQuantized {
         let (out, &Self { width, scale, .. }) = (&mut out.acc[0], self);
         b.embed_fwd(ops::EmbedFwd { out, pack, table, prompt: None, width, scale });
     }
+
+    fn launch(&self, _: &Case, r: &mut Recorder<'_>) -> bool {
+        let id = |token: &Token| if let Token::Id(id) = *token { id as i32 } else { panic!("a virtual token") };
+        let tokens: Vec<i32> = self.pack.tokens().iter().map(id).collect();
+        let out = At(r.output(0, tokens.len() * self.width, Role::Acc));
+        let table = quantized::args(r.tape, &quantized::view(self.format, [VOCAB, self.width]));
+        let of_rows = [Null, At(r.tape.ints(&tokens)), Null, Int(tokens.len())];
+        let places = [Long(0), Long(0), Float(self.scale)];
+        r.run("embed_quantized_fwd", rows(tokens.len()), &[&[out], &table[..], &of_rows, &places].concat());
+        true
+    }
 }
 
-/// Cases of quantised tables, for devices that decode them.
-fn quantized_cases<B: Backend>(b: &mut B) -> Vec<Case> {
-    if !quantized::decodes(b) {
-        return vec![];
-    }
+fn quantized_cases() -> Vec<Case> {
     let case = |(format, width, scale)| {
         let op = EmbedQuantized { pack: packs::ragged(), format, width, scale };
         Case::new(format!("embed {format} {width}"), op)
@@ -174,8 +181,8 @@ fn quantized_cases<B: Backend>(b: &mut B) -> Vec<Case> {
     [(BlockFormat::NF4, 40, 1.0), (BlockFormat::Q8_0, 64, 8.0), (BlockFormat::Q6K, 256, 1.0)].map(case).into()
 }
 
-pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
-    let quantized = if set == Set::Small { quantized_cases(b) } else { vec![] };
+pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
+    let quantized = if set == Set::Small { quantized_cases() } else { vec![] };
     [float_cases(set), quantized].concat()
 }
 

@@ -2,6 +2,7 @@
 
 use llamaprobe::backend::ops::LinearDims;
 use llamaprobe::backend::{Backend, ops};
+use llamaprobe::formats::quantized::{QuantizedView, RowOrderView};
 use llamaprobe::pack::Pack;
 use llamaprobe::quantization::BlockFormat;
 
@@ -24,27 +25,29 @@ pub fn dims(rows: usize, input: usize, output: usize) -> LinearDims {
     LinearDims { rows, input, output }
 }
 
-impl Linear {
-    /// The same between two others of the same input, where weights and outputs lie side by side. A library that multiplies all at
-    /// once may sum in another order.
-    fn between_others<B: Backend>(&self, b: &mut B, weight: &[f64], x: &B::Compute, alone: &[f64]) {
-        let (dims, len) = (self.dims, alone.len());
-        let reversed: Vec<f64> = weight.iter().rev().copied().collect();
-        b.beside(3);
-        let weights = [&reversed, weight, &reversed].map(|weight| device::weight(b, weight));
-        b.beside(3);
-        let mut outs = [(); 3].map(|()| b.compute(len).unwrap());
-        for (out, weight) in outs.iter_mut().zip(&weights) {
-            b.linear_fwd(ops::LinearFwd { out, x, weight, bias: None, dims });
-        }
-        let [first, between, last] = outs.map(|out| device::read_compute(b, &out, len));
-        let most = alone.iter().fold(0.0f64, |most, x| most.max(x.abs()));
-        let near = |found: &[f64]| found.iter().zip(alone).all(|(a, b)| (a - b).abs() <= 0.02 * most);
-        assert!(near(&between), "linear_fwd: {between:?} between others, {alone:?} alone");
-        // The null device has nothing but zeros.
-        let differ = near(&first) == (reversed == *weight) || most == 0.0;
-        assert!(first == last && differ, "linear_fwd: of others {first:?}, {last:?}");
+/// The product `[rows, output]` that is `alone` by itself, between two others of the same input, where weights and outputs lie side by
+/// side: `weight` makes its weight, or with `true` that of the others, which is another unless it is the `same`. A library that
+/// multiplies all at once may sum in another order.
+fn between_others<B: Backend>(
+    b: &mut B,
+    weight: impl Fn(&mut B, bool) -> B::Weight,
+    x: &B::Compute,
+    (dims, alone, same): (LinearDims, &[f64], bool),
+) {
+    b.beside(3);
+    let weights = [true, false, true].map(|other| weight(b, other));
+    b.beside(3);
+    let mut outs = [(); 3].map(|()| b.compute(alone.len()).unwrap());
+    for (out, weight) in outs.iter_mut().zip(&weights) {
+        b.linear_fwd(ops::LinearFwd { out, x, weight, bias: None, dims });
     }
+    let [first, between, last] = outs.map(|out| device::read_compute(b, &out, alone.len()));
+    let most = alone.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+    let near = |found: &[f64]| found.iter().zip(alone).all(|(a, b)| (a - b).abs() <= 0.02 * most);
+    assert!(near(&between), "linear_fwd: {between:?} between others, {alone:?} alone");
+    // The null device has nothing but zeros.
+    let differ = near(&first) == same || most == 0.0;
+    assert!(first == last && differ, "linear_fwd: of others {first:?}, {last:?}");
 }
 
 impl Operation for Linear {
@@ -86,7 +89,9 @@ impl Operation for Linear {
         b.linear_fwd(ops::LinearFwd { out, x: &x, weight: &weight, bias, dims: self.dims });
         if !self.bias {
             let alone = device::read_compute(b, out, self.dims.rows * self.dims.output);
-            self.between_others(b, &inputs[1], &x, &alone);
+            let (weight, reversed) = (&inputs[1], inputs[1].iter().rev().copied().collect::<Vec<_>>());
+            let of = |b: &mut B, other| device::weight(b, if other { &reversed } else { weight });
+            between_others(b, of, &x, (self.dims, &alone, reversed == *weight));
         }
     }
 
@@ -176,8 +181,14 @@ impl Operation for LinearQuantized {
 
     fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
         let (x, weight) = (device::compute(b, &inputs[0]), quantized::weight(b, self.format, self.shape()));
-        let out = &mut out.compute[0];
-        b.linear_fwd(ops::LinearFwd { out, x: &x, weight: &weight, bias: None, dims: self.dims });
+        let (out, dims) = (&mut out.compute[0], self.dims);
+        b.linear_fwd(ops::LinearFwd { out, x: &x, weight: &weight, bias: None, dims });
+        let alone = device::read_compute(b, out, dims.rows * dims.output);
+        // The others have their rows in the order in which they are stored.
+        let view = quantized::view(self.format, self.shape());
+        let order = |other| if other { RowOrderView::From(0) } else { view.order.clone() };
+        let of = |b: &mut B, other| b.quantized_weight(&QuantizedView { order: order(other), ..view.clone() }).unwrap();
+        between_others(b, of, &x, (dims, &alone, dims.output == 1));
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
@@ -197,12 +208,8 @@ impl Operation for LinearQuantized {
     }
 }
 
-/// Cases of quantised weights, for devices that decode them.
-fn quantized_cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
+fn quantized_cases(set: Set) -> Vec<Case> {
     use BlockFormat::{Int8Rows, Nf4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
-    if !quantized::decodes(b) {
-        return vec![];
-    }
     let shapes: &[(BlockFormat, usize, usize, usize)] = match set {
         Set::Small => &[
             (Int8Rows, 5, 7, 3),
@@ -245,8 +252,8 @@ fn quantized_cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
     shapes.iter().map(case).collect()
 }
 
-pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
-    [float_cases(set), quantized_cases(b, set)].concat()
+pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
+    [float_cases(set), quantized_cases(set)].concat()
 }
 
 fn float_cases(set: Set) -> Vec<Case> {

@@ -22,6 +22,7 @@ mod dependent;
 mod gradcheck;
 mod parity;
 mod ptxas;
+mod quantized;
 mod refusals;
 mod sass;
 mod simt;

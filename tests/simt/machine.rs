@@ -125,7 +125,7 @@ impl Mode {
 
 /// The files of `kernels/` that are built together for one dtype: all but attention's, which has builds for head widths.
 pub fn simple() -> Vec<&'static str> {
-    crate::ops::FILES.iter().copied().filter(|file| *file != "attention").collect()
+    crate::ops::FILES.iter().copied().filter(|file| *file != "attention").chain(["quantized"]).collect()
 }
 
 /// The folder of the package.

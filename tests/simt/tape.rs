@@ -54,6 +54,11 @@ impl Tape {
         self.push(values.iter().flat_map(|&x| compute_bytes(dtype, x)).collect())
     }
 
+    /// A buffer of bytes that are no numbers of the device.
+    pub fn raw(&mut self, bytes: Vec<u8>) -> Buffer {
+        self.push(bytes)
+    }
+
     pub fn ints(&mut self, values: &[i32]) -> Buffer {
         self.push(values.iter().flat_map(|x| x.to_le_bytes()).collect())
     }

@@ -78,6 +78,6 @@ impl AdamwOps for Cuda {
     fn refresh_weight(&mut self, op: RefreshWeight<'_, Self>) {
         self.begin(&op);
         let len = op.weight.len();
-        rows::cast_from(&mut self.cx, RefreshWeight::<Self>::NAME, op.weight, (op.params, op.offset), len);
+        rows::cast_from(&mut self.cx, RefreshWeight::<Self>::NAME, op.weight.dense(), (op.params, op.offset), len);
     }
 }

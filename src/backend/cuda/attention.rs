@@ -237,7 +237,8 @@ impl AttentionOps for Cuda {
         self.begin(&op);
         let (name, cx) = (AttentionResult::<Self>::NAME, &mut self.cx);
         let Some(list) = cx.row_list(name, op.rows) else { return };
-        let rows = [acc(op.out), compute(op.z), compute(op.weight), table(list)];
+        let Some(weight) = op.weight.elements(cx, name) else { return };
+        let rows = [acc(op.out), compute(op.z), compute_ptr(weight), table(list)];
         let args = [&rows[..], &[op.heads, op.head_dim, op.width].map(int)].concat();
         let launch = LaunchDims::new(blocks2(op.rows.len(), op.heads));
         let heads = Heads { width: op.head_dim, capped: false };

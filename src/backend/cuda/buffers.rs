@@ -2,17 +2,18 @@
 
 use super::memory::{AccBuffer, ComputeBuffer, Parts};
 use super::pack::{DeviceTables, Index};
+use super::weight::Weight;
 use super::{Cuda, load, rows};
+use crate::Result;
 use crate::backend::Buffers;
 use crate::formats::quantized::QuantizedView;
 use crate::formats::safetensors::TensorView;
 use crate::pack::Pack;
-use crate::{Error, Result};
 
 impl Buffers for Cuda {
     type Acc = AccBuffer;
     type Compute = ComputeBuffer;
-    type Weight = ComputeBuffer;
+    type Weight = Weight;
     type Index = Index;
     type Pack = DeviceTables;
     type Element = f32;
@@ -41,23 +42,23 @@ impl Buffers for Cuda {
         self.cx.beside = Parts::expected(count);
     }
 
-    fn weight(&mut self, view: &TensorView) -> Result<ComputeBuffer> {
+    fn weight(&mut self, view: &TensorView) -> Result<Weight> {
         let weight = load::weight(&mut self.cx, view);
-        self.cx.attributed(weight)
+        self.cx.attributed(weight).map(Weight::Dense)
     }
 
-    fn quantized_weight(&mut self, view: &QuantizedView) -> Result<ComputeBuffer> {
-        let found = format!("{} ({})", view.format, view.name);
-        Err(Error::unsupported("quantised weights on CUDA", found, "weights of F64, F32, BF16, F16"))
+    fn quantized_weight(&mut self, view: &QuantizedView) -> Result<Weight> {
+        let weight = load::quantized_weight(&mut self.cx, view);
+        self.cx.attributed(weight).map(Weight::Quantized)
     }
 
-    fn trainable_weight(&mut self, params: &AccBuffer, offset: usize, len: usize) -> Result<ComputeBuffer> {
+    fn trainable_weight(&mut self, params: &AccBuffer, offset: usize, len: usize) -> Result<Weight> {
         let op = "trainable_weight";
         params.assert_holds(op, offset + len);
         let weight = self.cx.compute(op, len);
         let weight = self.cx.attributed(weight)?;
         rows::cast_from(&mut self.cx, op, &weight, (params, offset), len);
-        Ok(weight)
+        Ok(Weight::Dense(weight))
     }
 
     fn index(&mut self, values: &[u32]) -> Result<Index> {

@@ -1,5 +1,7 @@
 //! What all operations of one device share: memory, the command list, kernels, and the first error.
 
+pub mod scratch;
+
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -71,9 +73,11 @@ pub struct Context {
     deferred: Option<Box<dyn Deferred>>,
     /// Buffers of the compute dtype that are to lie side by side.
     pub beside: Parts,
+    /// What operations keep for themselves, and what the lists there hold (`scratch.rs`).
     scratch: HashMap<&'static str, Block>,
-    /// What the lists of [`Context::cached_list`] hold.
     lists: HashMap<&'static str, Vec<i32>>,
+    /// Most bytes of quantised weights that are decoded side by side.
+    decoded: usize,
 }
 
 impl Context {
@@ -102,6 +106,7 @@ impl Context {
             beside: Parts::default(),
             scratch: HashMap::new(),
             lists: HashMap::new(),
+            decoded: 0,
             pool,
             device,
             dtype,
@@ -245,36 +250,6 @@ impl Context {
         }
         let part = self.beside.next(bytes).map_or_else(|| Ok(Part::from(self.block(op, bytes)?)), Ok)?;
         Ok(ComputeBuffer::new(part, len, self.dtype))
-    }
-
-    /// At least `bytes` bytes that stay an operation's own, so that no other changes them. None after an error.
-    pub fn scratch(&mut self, op: &'static str, bytes: usize) -> Option<DevicePtr> {
-        let enough = self.scratch.get(op).is_some_and(|block| block.bytes() >= bytes);
-        if !enough {
-            self.scratch.remove(op);
-            self.lists.remove(op);
-            let block = self.block(op, bytes);
-            let block = self.or_fail(block)?;
-            self.scratch.insert(op, block);
-        }
-        Some(self.scratch[op].ptr())
-    }
-
-    /// A list of `int` that stays where it is while it is the same: a pass moves what all its launches read once. None after an error.
-    pub fn cached_list(&mut self, list: &'static str, values: &[i32]) -> Option<DevicePtr> {
-        let ptr = self.scratch(list, size_of_val(values))?;
-        if self.lists.get(list).is_none_or(|known| known != values) {
-            let written = self.write(list, ptr, bytemuck::cast_slice(values));
-            self.or_fail(written)?;
-            self.lists.insert(list, values.to_vec());
-        }
-        Some(ptr)
-    }
-
-    /// [`Context::cached_list`] of row numbers.
-    pub fn row_list(&mut self, list: &'static str, rows: &[usize]) -> Option<DevicePtr> {
-        let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-        self.cached_list(list, &rows)
     }
 
     // Commands

@@ -31,9 +31,10 @@ fn apply_softcap(cx: &mut Context, name: &'static str, logits: DevicePtr, softca
 impl CrossEntropyOps for Cuda {
     fn logits_fwd(&mut self, op: LogitsFwd<'_, Self>) {
         self.begin(&op);
-        let (out, x, weight) = (op.logits.ptr(0), op.x.ptr(0), op.head.ptr(0));
-        let operands = ForwardOperands { out, acc_out: true, x, weight, bias: None };
         let (name, cx) = (LogitsFwd::<Self>::NAME, &mut self.cx);
+        let Some(weight) = op.head.elements(cx, name) else { return };
+        let (out, x) = (op.logits.ptr(0), op.x.ptr(0));
+        let operands = ForwardOperands { out, acc_out: true, x, weight, bias: None };
         linear::forward(cx, name, operands, op.dims);
         apply_softcap(cx, name, out, op.softcap, op.dims.rows * op.dims.output);
     }
@@ -42,9 +43,10 @@ impl CrossEntropyOps for Cuda {
         self.begin(&op);
         let (name, cx, dims) = (CrossEntropyFwd::<Self>::NAME, &mut self.cx, op.dims);
         let Some(logits) = scratch(cx, "logits", dims, size_of::<f32>()) else { return };
+        let Some(weight) = op.head.elements(cx, name) else { return };
         for (from, chunk) in logit_chunks(dims) {
-            let (x, weight) = (op.x.ptr(from * dims.input), op.head.ptr(0));
-            let operands = ForwardOperands { out: logits, acc_out: true, x, weight, bias: None };
+            let operands =
+                ForwardOperands { out: logits, acc_out: true, x: op.x.ptr(from * dims.input), weight, bias: None };
             linear::forward(cx, name, operands, chunk);
             apply_softcap(cx, name, logits, op.softcap, chunk.rows * dims.output);
             let targets = table(targets_from(op.targets, from));
@@ -59,8 +61,9 @@ impl CrossEntropyOps for Cuda {
         let d_head = op.d_head.map(|(d_head, offset)| d_head.ptr(offset));
         let Some(logits) = scratch(cx, "logits", dims, size_of::<f32>()) else { return };
         let Some(d_logits) = scratch(cx, "d_logits", dims, op.x.element_size()) else { return };
+        let Some(weight) = op.head.elements(cx, name) else { return };
         for (from, chunk) in logit_chunks(dims) {
-            let (x, weight) = (op.x.ptr(from * dims.input), op.head.ptr(0));
+            let x = op.x.ptr(from * dims.input);
             let operands = ForwardOperands { out: logits, acc_out: true, x, weight, bias: None };
             linear::forward(cx, name, operands, chunk);
             apply_softcap(cx, name, logits, op.softcap, chunk.rows * dims.output);

@@ -1,7 +1,7 @@
 //! Embedding with soft-prompt rows.
 
-use super::Cuda;
 use super::launch::{Arg, Kernel, LaunchDims, Param, acc, acc_at, compute, float, int, long, table};
+use super::{Cuda, weight};
 use crate::backend::ops::{EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, EmbedOps, Op};
 
 const FILE: &str = "embed";
@@ -12,19 +12,19 @@ impl EmbedOps for Cuda {
         let (name, pack) = (EmbedFwd::<Self>::NAME, op.pack);
         let (params, stride, offset) =
             op.prompt.map_or((Arg::null(Param::Acc), 0, 0), |(params, site)| (acc(params), site.stride, site.offset));
-        let args = [
-            acc(op.out),
-            compute(op.table),
-            params,
-            table(pack.tokens()),
-            table(pack.run()),
-            int(pack.len()),
-            int(op.width),
-            long(stride),
-            long(offset),
-            float(op.scale),
-        ];
-        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(pack.len()), &args);
+        let rows = [params, table(pack.tokens()), table(pack.run()), int(pack.len())];
+        let places = [long(stride), long(offset), float(op.scale)];
+        let (kernel, args) = match op.table.blocks() {
+            None => {
+                let args = [&[acc(op.out), compute(op.table.dense())], &rows[..], &[int(op.width)], &places].concat();
+                (Kernel::new(FILE, name), args)
+            }
+            Some(blocks) => {
+                let args = [&[acc(op.out)], &blocks.args()[..], &rows, &places].concat();
+                (Kernel::new(weight::FILE, "embed_quantized_fwd"), args)
+            }
+        };
+        self.cx.launch(name, kernel, LaunchDims::rows(pack.len()), &args);
     }
 
     fn embed_bwd_prompt(&mut self, op: EmbedBwdPrompt<'_, Self>) {

@@ -11,7 +11,7 @@ impl LayerNormOps for Cuda {
         self.begin(&op);
         let name = LayerNormFwd::<Self>::NAME;
         let rows = [compute(op.out), acc(op.mean), acc(op.rstd), acc(op.x)];
-        let affine = [compute(op.weight), compute(op.bias)];
+        let affine = [compute(op.weight.dense()), compute(op.bias.dense())];
         let args = [&rows[..], &affine, &[int(op.rows), int(op.width), float(op.eps)]].concat();
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::norm(op.rows, op.width), &args);
     }
@@ -20,7 +20,7 @@ impl LayerNormOps for Cuda {
         self.begin(&op);
         let name = LayerNormBwd::<Self>::NAME;
         let rows = [acc(op.d_x), acc(op.d_out), acc(op.x), acc(op.mean), acc(op.rstd)];
-        let args = [&rows[..], &[compute(op.weight), int(op.rows), int(op.width)]].concat();
+        let args = [&rows[..], &[compute(op.weight.dense()), int(op.rows), int(op.width)]].concat();
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::norm(op.rows, op.width), &args);
     }
 

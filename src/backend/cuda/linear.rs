@@ -5,7 +5,7 @@ use super::context::Context;
 use super::gemm::{Gemm, GemmShape, Operands};
 use super::launch::{Kernel, LaunchDims, acc_at, compute, int};
 use super::memory::DevicePtr;
-use super::projections::{Projections, Shared};
+use super::projections::{Product, Projections, Shared};
 use crate::backend::ops::{LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LinearOps, Op};
 
 const FILE: &str = "linear";
@@ -90,19 +90,22 @@ pub fn weight_grad(
 impl LinearOps for Cuda {
     fn linear_fwd(&mut self, op: LinearFwd<'_, Self>) {
         self.begin(&op);
-        let bias = op.bias.map(|bias| bias.ptr(0));
-        let (out, x, weight) = (op.out.ptr(0), op.x.ptr(0), op.weight.ptr(0));
-        let operands = ForwardOperands { out, acc_out: false, x, weight, bias };
+        let bias = op.bias.map(|bias| bias.dense().ptr(0));
+        let Some(weight) = op.weight.operand(&mut self.cx) else { return };
+        let (out, x) = (op.out.ptr(0), op.x.ptr(0));
+        let operands = ForwardOperands { out, acc_out: false, x, weight: weight.ptr(), bias };
         let gemm = forward_gemm(operands, op.dims);
-        Projections::add_product(&mut self.cx, LinearFwd::<Self>::NAME, Shared::Input(x), gemm);
+        let product = Product::new(LinearFwd::<Self>::NAME, gemm, weight);
+        Projections::add_product(&mut self.cx, Shared::Input(x), product);
     }
 
     fn linear_bwd_input(&mut self, op: LinearBwdInput<'_, Self>) {
         self.begin(&op);
-        let operands = InputGradOperands { d_x: op.d_x.ptr(0), d_out: op.d_out.ptr(0), weight: op.weight.ptr(0) };
+        let Some(weight) = op.weight.operand(&mut self.cx) else { return };
+        let operands = InputGradOperands { d_x: op.d_x.ptr(0), d_out: op.d_out.ptr(0), weight: weight.ptr() };
         let shared = Shared::InputGradient(Some(operands.d_x));
         let gemm = input_grad_gemm(operands, op.dims, op.accumulate);
-        Projections::add_product(&mut self.cx, LinearBwdInput::<Self>::NAME, shared, gemm);
+        Projections::add_product(&mut self.cx, shared, Product::new(LinearBwdInput::<Self>::NAME, gemm, weight));
     }
 
     fn linear_bwd_weight(&mut self, op: LinearBwdWeight<'_, Self>) {

@@ -6,7 +6,10 @@ use rayon::prelude::*;
 use super::context::Context;
 use super::driver::{CopyScope, error};
 use super::dtype::ComputeDtype;
-use super::memory::ComputeBuffer;
+use super::memory::{ComputeBuffer, DevicePtr};
+use super::weight::QuantizedBuffer;
+use crate::backend::blocks::{BlockLayout, decoded_bytes};
+use crate::formats::quantized::QuantizedView;
 use crate::formats::safetensors::{Dtype, Element, SafetensorsError, TensorView};
 use crate::{Error, Result};
 
@@ -49,14 +52,9 @@ pub fn weight(cx: &mut Context, view: &TensorView) -> Result<ComputeBuffer> {
         return Err(Error::unsupported("dtype of a weight", found, "F64, F32, BF16, F16"));
     }
     let buffer = cx.compute(op, view.len())?;
-    // The block may have served work that is still to be done.
-    cx.submit();
-    let (device, size) = (cx.device.clone(), buffer.element_size());
-    // Declared after the buffer: on every path the copies are joined before the block is anybody else's.
-    let scope = device.check(op, CopyScope::enter(&device))?;
+    let (dtype, size) = (cx.dtype, buffer.element_size());
     let mut first_error = None;
-    let dtype = cx.dtype;
-    cx.stage_h2d(op, device.copy_stream(), (buffer.ptr(0), view.len() * size), &mut |at, bytes| {
+    fill(cx, op, (buffer.ptr(0), view.len() * size), &mut |at, bytes| {
         let converted = match dtype {
             ComputeDtype::F32 => convert::<f32>(bytes, view, at / size),
             ComputeDtype::Bf16 => convert::<bf16>(bytes, view, at / size),
@@ -66,11 +64,41 @@ pub fn weight(cx: &mut Context, view: &TensorView) -> Result<ComputeBuffer> {
             first_error.get_or_insert(e);
         }
     })?;
-    if let Some(e) = first_error {
-        return Err(error(device.name(), op, &e.to_string()));
+    match first_error {
+        Some(e) => Err(error(cx.device.name(), op, &e.to_string())),
+        None => Ok(buffer),
     }
-    device.check(op, scope.join())?;
-    Ok(buffer)
+}
+
+/// A quantised weight, its codes and scales those of the file in the order of [`BlockLayout`]; see [`weight`].
+///
+/// # Errors
+/// Parts that are not as long as the shape says, or a failure of the device.
+pub fn quantized_weight(cx: &mut Context, view: &QuantizedView) -> Result<QuantizedBuffer> {
+    let (op, matrix) = ("quantized_weight", view.matrix());
+    matrix.check().map_err(|e| error(cx.device.name(), op, &format!("{}: {e}", view.name)))?;
+    let layout = BlockLayout::new(&matrix);
+    let together = cx.beside.pass();
+    cx.expect_decoded(together * decoded_bytes(view.shape, cx.dtype.size()));
+    let block = cx.block(op, layout.bytes())?;
+    fill(cx, op, (block.ptr(), layout.bytes()), &mut |at, bytes| layout.write(&matrix, at, bytes))?;
+    Ok(QuantizedBuffer::new(block, &matrix, cx.dtype.dtype()))
+}
+
+/// Fills so many bytes at an address that nobody else has, chunk by chunk from pinned memory, which `write` is given with its place.
+/// The caller's memory must live until this returns: no copy is under way then, on any path.
+fn fill(
+    cx: &mut Context,
+    op: &'static str,
+    to: (DevicePtr, usize),
+    write: &mut dyn FnMut(usize, &mut [u8]),
+) -> Result<()> {
+    // The block may have served work that is still to be done.
+    cx.submit();
+    let device = cx.device.clone();
+    let scope = device.check(op, CopyScope::enter(&device))?;
+    cx.stage_h2d(op, device.copy_stream(), to, write)?;
+    device.check(op, scope.join())
 }
 
 /// `bytes =` the elements of a tensor from element `from` on.

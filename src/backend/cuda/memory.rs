@@ -199,6 +199,13 @@ impl Parts {
         Self { left: count, block: None }
     }
 
+    /// Leaves the next one out, which has memory of its own. Returns how many are like it from there on.
+    pub fn pass(&mut self) -> usize {
+        let left = std::mem::take(self).left.max(1);
+        self.left = left - 1;
+        left
+    }
+
     /// Bytes of the block that must be cut before the next, of `bytes` bytes; none where there is nothing to cut.
     pub fn whole(&self, bytes: usize) -> Option<usize> {
         (self.left > 1 && self.block.is_none()).then(|| self.left * bytes.next_multiple_of(ALIGN))

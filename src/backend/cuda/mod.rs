@@ -4,7 +4,7 @@
 //! error that says so. Operations only append commands to a list, and command lists that repeat are graphs (`queue.rs`).
 //!
 //! Two dtypes: buffers of the accumulation dtype ([`AccBuffer`]) are `f32`; those of the compute dtype
-//! ([`ComputeBuffer`]), weights included, are what the device was opened with. Memory belongs to the device that it was
+//! ([`ComputeBuffer`]), weights included ([`Weight`]), are what the device was opened with. Memory belongs to the device that it was
 //! asked of: an operation that is given another's panics.
 
 mod activation;
@@ -54,12 +54,14 @@ mod tensor_map;
 mod timeline;
 mod transfer;
 mod variant;
+mod weight;
 
 pub use self::memory::{AccBuffer, ComputeBuffer};
 pub use self::pack::{DeviceTables, Index};
 pub use self::queue::Replays;
 pub use self::readback::PendingReadback;
 pub use self::settings::{GemmAlgorithms, Settings};
+pub use self::weight::Weight;
 
 use self::context::Context;
 use self::dtype::ComputeDtype;

@@ -1,7 +1,7 @@
 //! Learned positions.
 
 use super::Cuda;
-use super::launch::{Kernel, LaunchDims, acc, acc_at, compute, int, table};
+use super::launch::{Kernel, LaunchDims, acc, acc_at, compute_ptr, int, table};
 use crate::backend::ops::{Op, PositionBwdTable, PositionFwd, PositionOps};
 
 const FILE: &str = "position";
@@ -10,8 +10,9 @@ impl PositionOps for Cuda {
     fn position_fwd(&mut self, op: PositionFwd<'_, Self>) {
         self.begin(&op);
         let (name, pack) = (PositionFwd::<Self>::NAME, op.pack);
+        let Some(rows) = op.table.elements(&mut self.cx, name) else { return };
         let sizes = [int(pack.len()), int(op.width), int(op.first)];
-        let args = [&[acc(op.x), compute(op.table), table(pack.positions())], &sizes[..]].concat();
+        let args = [&[acc(op.x), compute_ptr(rows), table(pack.positions())], &sizes[..]].concat();
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(pack.len()), &args);
     }
 

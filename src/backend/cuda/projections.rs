@@ -2,12 +2,14 @@
 //! first the products, then the LoRAs, as many of them through one launch as may be.
 
 use super::Cuda;
+use super::context::scratch::Room;
 use super::context::{Context, Deferred};
 use super::fused::Rotation;
 use super::gemm::{Gemm, GemmShape, Operands};
-use super::launch::{Arg, acc_ptr, compute_ptr};
+use super::launch::{Arg, acc_ptr, assert_on, compute_ptr};
 use super::lora_launch::{self, InputGradient, Lora, OfGradient, Rotations, Terms};
 use super::memory::DevicePtr;
+use super::weight::{Blocks, Operand};
 use crate::backend::ops::{LoraBwd, LoraFwd, Op};
 
 /// What projections have in common.
@@ -19,10 +21,58 @@ pub enum Shared {
     InputGradient(Option<DevicePtr>),
 }
 
+/// A product with a weight.
+#[derive(Clone, Copy)]
+pub struct Product {
+    op: &'static str,
+    gemm: Gemm,
+    /// What is decoded just before it to where its weight is read, if that is quantised, and the room that there is.
+    quantized: Option<(Blocks, Room)>,
+}
+
+impl Product {
+    /// That of an operation, which reads its weight where [`Operand::ptr`] says.
+    pub fn new(op: &'static str, gemm: Gemm, weight: Operand) -> Self {
+        let quantized = match weight {
+            Operand::Dense(_) => None,
+            Operand::Quantized(blocks, room) => Some((blocks, room)),
+        };
+        Self { op, gemm, quantized }
+    }
+
+    /// The same, its weight decoded behind that of another, if there is room: both can be read by one product then.
+    fn beside(self, other: Option<&Self>, size: usize) -> Self {
+        let Some((blocks, room)) = self.quantized else { return self };
+        let end = other.and_then(|other| Some(other.gemm.operands.a.add(other.quantized?.0.decoded_bytes(size))));
+        let taken =
+            end.and_then(|end| room.at.to(end)).filter(|taken| taken + blocks.decoded_bytes(size) <= room.bytes);
+        self.at(Operands { a: room.at.add(taken.unwrap_or(0)), ..self.gemm.operands })
+    }
+
+    /// The same of other operands.
+    fn at(self, operands: Operands) -> Self {
+        Self { gemm: Gemm::new(self.gemm.shape, operands), ..self }
+    }
+
+    /// This and the next as one, if they lie so, and their weights not in one place one after the other.
+    fn joined(&self, next: &Self, size: usize) -> Option<Self> {
+        let apart = self.quantized.is_none() || self.gemm.operands.a != next.gemm.operands.a;
+        let gemm = self.gemm.joined(&next.gemm, size).filter(|_| apart)?;
+        Some(Self { gemm, ..*self })
+    }
+
+    /// Puts on the list what makes the elements of its weight.
+    fn decode(&self, cx: &mut Context) {
+        if let Some((blocks, _)) = self.quantized {
+            blocks.decode(cx, self.op, self.gemm.operands.a);
+        }
+    }
+}
+
 /// Products and LoRAs that are not on the list yet.
 pub struct Projections {
     shared: Shared,
-    products: Vec<(&'static str, Gemm)>,
+    products: Vec<Product>,
     loras: Vec<Lora>,
     rotations: Rotations,
 }
@@ -54,8 +104,13 @@ impl Projections {
     /// # Panics
     /// If an operand is another device's.
     #[track_caller]
-    pub fn add_product(cx: &mut Context, op: &'static str, shared: Shared, gemm: Gemm) {
+    pub fn add_product(cx: &mut Context, shared: Shared, product: Product) {
+        let Product { op, gemm, quantized } = product;
         gemm.assert_on(op, &cx.device);
+        if let Some((blocks, _)) = quantized {
+            assert_on(op, &blocks.args(), &cx.device);
+        }
+        let size = cx.dtype.size();
         let joins = |group: &Self| {
             group.shared == shared
                 && group.rotations.count == 0
@@ -65,8 +120,8 @@ impl Projections {
                 }
         };
         match cx.join_deferred(joins) {
-            Some(group) => group.products.push((op, gemm)),
-            None => cx.defer(op, &[], Self { products: vec![(op, gemm)], ..Self::new(shared) }),
+            Some(group) => group.products.push(product.beside(group.products.last(), size)),
+            None => cx.defer(op, &[], Self { products: vec![product], ..Self::new(shared) }),
         }
     }
 
@@ -103,7 +158,7 @@ impl Projections {
     /// Whether this is the gradient `[len]` of the input of several projections, which one launch adds up of terms that do not lie
     /// there; `size` is that of an element of the compute dtype in bytes.
     pub fn makes_rounded_gradient(&self, d_x: DevicePtr, len: usize, size: usize) -> bool {
-        let sets = self.products.first().is_some_and(|(_, first)| !first.shape.accumulate);
+        let sets = self.products.first().is_some_and(|first| !first.gemm.shape.accumulate);
         let apart = self.products.len() > 1 && apart(&self.products, d_x, size).is_some();
         sets && apart && self.makes_input_gradient(d_x, len, OfGradient::Rounded(compute_ptr(d_x)))
     }
@@ -129,42 +184,44 @@ impl Projections {
 
     /// Whether anything here reads or writes this tensor of the compute dtype.
     fn touches(&self, tensor: DevicePtr) -> bool {
-        let products = || self.products.iter().map(|(_, gemm)| gemm.operands);
+        let products = || self.products.iter().map(|product| product.gemm.operands);
         products().any(|operands| [operands.b, operands.d].contains(&tensor))
             || self.loras.iter().any(|lora| lora.args().contains(&compute_ptr(tensor)))
     }
 }
 
 /// Puts products on the list, those at equal distances as one.
-fn put(cx: &mut Context, products: &[(&'static str, Gemm)]) {
+fn put(cx: &mut Context, products: &[Product]) {
     let size = cx.dtype.size();
-    let mut products = products.iter().copied().peekable();
-    while let Some((op, mut gemm)) = products.next() {
-        while let Some(both) = products.peek().and_then(|(_, next)| gemm.joined(next, size)) {
-            gemm = both;
-            products.next();
+    let mut products = products.iter().peekable();
+    while let Some(&(mut product)) = products.next() {
+        product.decode(cx);
+        while let Some(both) = products.peek().and_then(|next| product.joined(next, size)) {
+            product = both;
+            products.next().iter().for_each(|next| next.decode(cx));
         }
-        cx.gemm(op, gemm);
+        cx.gemm(product.op, product.gemm);
     }
 }
 
 /// Products of one size as terms of what they would be added to one after another, in the compute dtype, from `at` on. None if they
 /// cannot be one.
-fn apart(products: &[(&'static str, Gemm)], at: DevicePtr, size: usize) -> Option<Vec<(&'static str, Gemm)>> {
-    let term = |(i, &(op, gemm)): (usize, &(&'static str, Gemm))| {
-        let GemmShape { m, n, .. } = gemm.shape;
-        let operands = Operands { d: at.add(i * m * n * size), ..gemm.operands };
-        (op, Gemm::new(GemmShape { accumulate: false, acc_out: false, ..gemm.shape }, operands))
+fn apart(products: &[Product], at: DevicePtr, size: usize) -> Option<Vec<Product>> {
+    let term = |(i, &product): (usize, &Product)| {
+        let GemmShape { m, n, .. } = product.gemm.shape;
+        let shape = GemmShape { accumulate: false, acc_out: false, ..product.gemm.shape };
+        let gemm = Gemm { shape, ..product.gemm };
+        Product { gemm, ..product }.at(Operands { d: at.add(i * m * n * size), ..gemm.operands })
     };
     let terms: Vec<_> = products.iter().enumerate().map(term).collect();
-    let one = terms[1..].iter().try_fold(terms[0].1, |all, (_, next)| all.joined(next, size));
+    let one = terms[1..].iter().try_fold(terms[0], |all, next| all.joined(next, size));
     one.map(|_| terms)
 }
 
 /// Lets products that can be one set terms of the gradient to which they would add one after another; a single one where the gradient
 /// itself is left nowhere, whose memory is spare. None if they cannot.
-fn terms(cx: &mut Context, products: &mut [(&'static str, Gemm)], spare: Option<DevicePtr>) -> Option<Terms> {
-    let (&(_, first), count, size) = (products.first()?, products.len(), cx.dtype.size());
+fn terms(cx: &mut Context, products: &mut [Product], spare: Option<DevicePtr>) -> Option<Terms> {
+    let (&Product { gemm: first, .. }, count, size) = (products.first()?, products.len(), cx.dtype.size());
     let (len, adds) = (first.shape.m * first.shape.n, first.shape.accumulate);
     let at = match (count, spare) {
         (1, Some(spare)) if !adds => spare,

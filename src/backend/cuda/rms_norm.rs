@@ -27,7 +27,7 @@ impl RmsNormOps for Cuda {
     fn rms_norm_fwd(&mut self, op: RmsNormFwd<'_, Self>) {
         self.begin(&op);
         let (name, dims) = (RmsNormFwd::<Self>::NAME, LaunchDims::norm(op.rows, op.width));
-        let (out, rstd, x, weight) = (compute(op.out), acc(op.rstd), acc(op.x), compute(op.weight));
+        let (out, rstd, x, weight) = (compute(op.out), acc(op.rstd), acc(op.x), compute(op.weight.dense()));
         let sizes = [int(op.rows), int(op.width), float(op.eps), int(form(op.form))];
         let (read, len) = (op.x.ptr(0), op.rows * op.width);
         let made = |sum: &ResidualSum| (sum.out, sum.len) == (read, len);
@@ -55,7 +55,7 @@ impl RmsNormOps for Cuda {
             true => ("rms_norm_bwd_rounded", compute_ptr(from)),
             false => ("rms_norm_bwd", acc(op.d_out)),
         };
-        let inputs = [d_out, acc(op.x), acc(op.rstd), compute(op.weight)];
+        let inputs = [d_out, acc(op.x), acc(op.rstd), compute(op.weight.dense())];
         let rest = [&inputs[..], &[int(rows), int(width), int(form(op.form))]].concat();
         let work = RmsNormGradient { kernel, d_x: d_x.ptr(0), rows, width, rest };
         self.cx.defer(RmsNormBwd::<Self>::NAME, &[&[acc(d_x)], &inputs[..]].concat(), work);
@@ -72,7 +72,7 @@ impl RmsNormOps for Cuda {
     fn rms_norm_compute_fwd(&mut self, op: RmsNormComputeFwd<'_, Self>) {
         self.begin(&op);
         let name = RmsNormComputeFwd::<Self>::NAME;
-        let rows = [compute(op.out), acc(op.rstd), compute(op.x), compute(op.weight)];
+        let rows = [compute(op.out), acc(op.rstd), compute(op.x), compute(op.weight.dense())];
         let args = [&rows[..], &[int(op.rows), int(op.width), float(op.eps), int(form(op.form))]].concat();
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::norm(op.rows, op.width), &args);
     }
@@ -80,7 +80,7 @@ impl RmsNormOps for Cuda {
     fn rms_norm_compute_bwd(&mut self, op: RmsNormComputeBwd<'_, Self>) {
         self.begin(&op);
         let name = RmsNormComputeBwd::<Self>::NAME;
-        let rows = [compute(op.d_x), compute(op.x), acc(op.rstd), compute(op.weight)];
+        let rows = [compute(op.d_x), compute(op.x), acc(op.rstd), compute(op.weight.dense())];
         let args = [&rows[..], &[int(op.rows), int(op.width), int(form(op.form))]].concat();
         self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::norm(op.rows, op.width), &args);
     }

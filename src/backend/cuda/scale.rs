@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::geometry::blocks2;
-use super::launch::{Arg, Kernel, LaunchDims, Param, acc, compute, float, int, long, table};
+use super::launch::{Arg, Kernel, LaunchDims, Param, acc, compute, compute_ptr, float, int, long, table};
 use super::memory::AccBuffer;
 use crate::backend::TensorMut;
 use crate::backend::ops::{LoraSite, Op, RunRange, ScaleBwd, ScaleDelta, ScaleFwd, ScaleOps, ScaleSite, WeightNorm};
@@ -31,7 +31,8 @@ impl ScaleOps for Cuda {
         let WeightNorm { norms, weight, params, site, to, runs } = op;
         let LoraSite { rank, input, output, stride, a, b, scale, .. } = site;
         let (first, end) = (site.runs.first.min(runs), site.runs.end.min(runs));
-        let buffers = [acc(norms), compute(weight), acc(params), int(first)];
+        let Some(weight) = weight.elements(&mut self.cx, WeightNorm::<Self>::NAME) else { return };
+        let buffers = [acc(norms), compute_ptr(weight), acc(params), int(first)];
         let sizes = [int(rank), int(input), int(output), long(stride), long(a), long(b), float(scale)];
         let args = [&buffers[..], &sizes, &[long(to.stride), long(to.at)]].concat();
         let dims = LaunchDims::new(blocks2(output.div_ceil(NORMS), end - first));
@@ -43,7 +44,7 @@ impl ScaleOps for Cuda {
         let ScaleFwd { y, unscaled, params, norms, bias, pack, site } = op;
         let (tiles, count) = pack.lora_tiles(site.runs);
         let unscaled = unscaled.map_or_else(|| Arg::null(Param::Compute), |unscaled| compute(unscaled));
-        let bias = bias.map_or_else(|| Arg::null(Param::Compute), compute);
+        let bias = bias.map_or_else(|| Arg::null(Param::Compute), |bias| compute(bias.dense()));
         let args = [&[compute(y), unscaled], &factor_args(params, norms)[..], &[bias, table(tiles)], &site_args(site)]
             .concat();
         let dims = LaunchDims::new(blocks2(count, site.width.div_ceil(COLUMNS)));

@@ -1,0 +1,74 @@
+//! Quantised models on the fake driver: what the CPU gives, in the memory that is planned.
+
+use std::fs;
+
+use serde_json::Value;
+
+use super::{CAPTURE, TRAIN, both, difference, losses, program, root, succeed, workplace};
+use crate::support::tiny_model::TinyModel;
+
+/// A folder as [`workplace`], with a model whose queries, keys and values are multiplied at once.
+fn quantizable() -> tempfile::TempDir {
+    let dir = workplace(safetensors::Dtype::F32);
+    TinyModel { heads: 4, kv_heads: 4, width: 32, ..TinyModel::default() }.write(&dir.path().join("model"));
+    dir
+}
+
+fn number(of: &Value, what: &str) -> u64 {
+    of[what].as_u64().unwrap_or_else(|| panic!("{what}: {of}"))
+}
+
+#[test]
+fn quantized_training_is_that_of_the_cpu_in_the_memory_that_is_planned() {
+    let dir = quantizable();
+    let (d, report) = (dir.path(), dir.path().join("report.json"));
+    for (extra, folder) in
+        [("--load-in nf4 --use-dora --target-modules q_proj,up_proj", "nf4"), ("--load-in int8", "int8")]
+    {
+        let line = format!("{TRAIN} {extra}");
+        both(d, &line, folder);
+        let file = |device: &str, name: &str| d.join(format!("{folder}-{device}")).join(name);
+        let [a, b] = ["cpu", "cud"].map(|device| file(device, "adapter_model.safetensors"));
+        let off = difference(&a, &b);
+        println!("adapter {folder}: off by {off:.1e}");
+        assert!(off <= 2e-3, "{folder}: {off:.1e}");
+        let [a, b] = ["cpu", "cud"].map(|device| losses(&file(device, "trainer_log.jsonl")));
+        a.iter().zip(&b).for_each(|(a, b)| assert!((a - b).abs() < 1e-4 * a.abs(), "losses {a} and {b}"));
+
+        let line = format!("{line} --device cuda:0 --out {{}}/{folder}-plan");
+        let planned: Value =
+            serde_json::from_str(&succeed(&mut program(d, &format!("{line} --dry-run")))).expect("a plan");
+        succeed(program(d, &line).env("FAKE_REPORT", &report));
+        let found: Value = serde_json::from_slice(&fs::read(&report).expect("a report")).expect("JSON");
+        let (total, taken) = (number(&planned["plan"], "total"), number(&found, "device"));
+        assert!(number(&planned["plan"], "weights__decoded") > 0, "{planned}");
+        assert!(total.abs_diff(taken) <= 256 * number(&found, "blocks"), "{folder}: {total} planned, {taken} taken");
+    }
+}
+
+/// A model of GGUF whose matrices are in its five block formats, its table and its head too.
+#[test]
+fn quantized_model_of_gguf_is_that_of_the_cpu() {
+    let dir = quantizable();
+    let d = dir.path();
+    fs::write(d.join("ids.jsonl"), "{\"input_ids\": [5, 6, 7, 8, 1, 2, 9, 4, 3, 11]}\n{\"input_ids\": [5, 6, 3]}\n")
+        .expect("write");
+    let model = root().join("tests/golden/gguf/llama-blocks.gguf").display().to_string();
+    let line = CAPTURE.replace("{}/model", &model).replace("texts.jsonl", "ids.jsonl");
+    both(d, &line, "out");
+    let file = |folder: &str| d.join(folder).join("activations.safetensors");
+    let off = difference(&file("out-cpu"), &file("out-cud"));
+    println!("capture: off by {off:.1e}");
+    assert!(off <= 2e-5, "{off:.1e}");
+}
+
+#[test]
+fn quantized_generation_is_that_of_the_cpu() {
+    let dir = quantizable();
+    for format in ["nf4", "int8"] {
+        let line =
+            format!("generate --model {{}}/model --prompt the --max-new-tokens 8 --temperature 0 --load-in {format}");
+        let of = |device: &str| succeed(&mut program(dir.path(), &format!("{line} --device {device}")));
+        assert_eq!(of("cpu"), of("cuda:0"), "{format}");
+    }
+}

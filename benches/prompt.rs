@@ -66,8 +66,7 @@ fn step<B: Backend>(c: &mut Criterion, mut b: B) {
                 time(bench, &mut b, |b| {
                     let input = Input::new(&pack, &device).adapted(&adaptation);
                     model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
-                    let wanted =
-                        GradientRequest { d_params: Some(&mut d_params), d_weights: None, own: None, d_embed: false };
+                    let wanted = GradientRequest { d_params: Some(&mut d_params), ..GradientRequest::none() };
                     model.backward(b, &mut acts, &mut grads, &input, &labels, wanted);
                 });
             });

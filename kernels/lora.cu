@@ -7,7 +7,8 @@
 //   lora_fwd_expand_gated  the same of gate and up [N, output] at once, and act [N, output] = SiLU(gate) * up; all rows have tiles
 //   lora_delta       out [N, output] = scale * B xa
 //   lora_bwd_xa      d_xa [N, R] = scale * B^T d_y [N, output]
-//   lora_bwd_inputs  d_params: B += scale * d_y^T xa, A += d_xa^T drop(x), of all runs; d_x [N, input] += drop(A^T d_xa)
+//   lora_bwd_inputs  d_params: B += scale * d_y^T xa, A += d_xa^T drop(x), of all runs, or = where nothing is to be accumulated;
+//                    d_x [N, input] += drop(A^T d_xa)
 // Up to three LoRAs of one input, rank and scale go through a launch, each with its own A and B, outputs and dropout; names of
 // what is the second's and the third's end in 1 and 2. They are added to d_x in order, and before them, where all rows are of the
 // runs, term_count terms [N, input], term_pitch apart: to what is there if `adds`, else to 0; they may lie where d_x does, if nothing
@@ -188,10 +189,10 @@ extern "C" __global__ void __launch_bounds__(32 * NARROW_WARPS, 1)
                           pick(l, output, output1, output2), scale, {}, narrow.from, narrow.workspace);
 }
 
-// d_params += factor * u^T w of a run's rows, in the order of memory: for 64 columns of u [., width] and 16 ranks of w [., R], in B
+// d_params = or += factor * u^T w of a run's rows, in the order of memory: for 64 columns of u [., width] and 16 ranks of w [., R], in B
 // [width, R] or A [R, width].
-DEV void add_outer(float* __restrict__ d_params, const real* __restrict__ u, const float* __restrict__ w, bool is_b, int from,
-                   int to_r, int width, int rank, float factor, const int* __restrict__ tiles,
+DEV void add_outer(float* __restrict__ d_params, bool accumulate, const real* __restrict__ u, const float* __restrict__ w,
+                   bool is_b, int from, int to_r, int width, int rank, float factor, const int* __restrict__ tiles,
                    const int* __restrict__ run_tiles, const Dropout& dropout) {
     // Warp w sums over every fourth tile; then it adds up the four sums of the fragments w.
     __shared__ float parts[4][4][8][33];
@@ -247,7 +248,7 @@ DEV void add_outer(float* __restrict__ d_params, const real* __restrict__ u, con
 #pragma unroll
         for (int i = 0; i < 8; i++) parts[warp][m][i][lane] = c[m][i / 4][i % 4];
     __syncthreads();
-    float old[2][4];
+    float old[2][4] = {};
     int column[2], r[2], valid[2];
     // 4 neighbours in memory at a time: ranks of a column of B, columns of a rank of A.
 #pragma unroll
@@ -256,7 +257,7 @@ DEV void add_outer(float* __restrict__ d_params, const real* __restrict__ u, con
         column[q] = is_b ? four / 4 : four % 16 * 4, r[q] = is_b ? four % 4 * 4 : four / 16;
         i64 c = from + column[q], at = to_r + r[q];
         valid[q] = c >= width || at >= rank ? 0 : (int)(is_b ? rank - at : width - c);
-        load4(old[q], d_params + (is_b ? c * rank + at : at * (i64)width + c), valid[q]);
+        if (accumulate) load4(old[q], d_params + (is_b ? c * rank + at : at * (i64)width + c), valid[q]);
     }
 #pragma unroll
     for (int q = 0; q < 2; q++) {
@@ -336,9 +337,10 @@ struct InputGradient {
 };
 
 extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 3)
-    lora_bwd_inputs(float* __restrict__ d_params, float* d_x, const real* __restrict__ terms, int term_count, i64 term_pitch,
-                    int adds, real* __restrict__ d_gate, real* __restrict__ d_up, const real* __restrict__ gate,
-                    const real* __restrict__ up, float* __restrict__ delta, int head_dim, const real* __restrict__ d_y,
+    lora_bwd_inputs(float* __restrict__ d_params, int accumulate, float* d_x, const real* __restrict__ terms, int term_count,
+                    i64 term_pitch, int adds, real* __restrict__ d_gate, real* __restrict__ d_up,
+                    const real* __restrict__ gate, const real* __restrict__ up, float* __restrict__ delta, int head_dim,
+                    const real* __restrict__ d_y,
                     const real* __restrict__ d_y1, const real* __restrict__ d_y2,
                     const float* __restrict__ xa, const float* __restrict__ xa1, const float* __restrict__ xa2,
                     const real* __restrict__ x, const float* __restrict__ d_xa, i64 pitch, const float* __restrict__ params,
@@ -364,7 +366,7 @@ extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 3)
         float* to = d_params + run_tiles[0] * stride + (is_b ? pick(l, b, b1, b2) : pick(l, a, a1, a2));
         const real* u = is_b ? pick(l, d_y, d_y1, d_y2) : x;
         const float* w = is_b ? pick(l, xa, xa1, xa2) : d_xa + l * pitch;
-        add_outer(to, u, w, is_b, (is_b ? column : column - of_b) * 64, to_r, is_b ? width : input, rank,
+        add_outer(to, accumulate, u, w, is_b, (is_b ? column : column - of_b) * 64, to_r, is_b ? width : input, rank,
                   is_b ? scale : keep_scale, tiles, run_tiles, dropout(l));
         return;
     }

@@ -53,6 +53,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
                     time(bench, b, |b| {
                         b.lora_bwd(LoraBwd {
                             d_params: &mut d_params,
+                            accumulate: true,
                             d_x: Some(&mut d_x),
                             d_y: &y,
                             xa: &xa,

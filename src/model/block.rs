@@ -379,8 +379,8 @@ impl<B: Backend> BlockBwd<'_, B> {
                 let xa = self.saved.adapters.xa[target as usize].get(shape).and_then(Option::as_ref);
                 let xa = xa.expect("backward: the buffers have this layout");
                 let (params, pack, dropout) = (&adaptation.params, input.device, input.dropout(layer, target));
-                let d_x = d_x.as_deref_mut();
-                backend.lora_bwd(LoraBwd { d_params, d_x, d_y, xa, x, params, pack, site, dropout });
+                let (d_x, accumulate) = (d_x.as_deref_mut(), !request.sets_params);
+                backend.lora_bwd(LoraBwd { d_params, accumulate, d_x, d_y, xa, x, params, pack, site, dropout });
             }
         }
         if let Some((d_weight, offset)) = request.weight(ParamId::Weight(layer, target)) {

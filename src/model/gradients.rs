@@ -143,6 +143,10 @@ impl<B: Backend> Gradients<B> {
 pub struct GradientRequest<'a, B: Backend> {
     /// `+=` those of the adapters `[runs, stride]`; needed if the pass went through adapters.
     pub d_params: Option<&'a mut B::Acc>,
+    /// Whether they are `=` instead, of the runs in the pass, which must be of a layout of LoRAs alone ([`Layout::is_set`]).
+    ///
+    /// [`Layout::is_set`]: super::Layout::is_set
+    pub sets_params: bool,
     /// `+=` those of all base weights, laid out by [`WeightLayout`].
     pub d_weights: Option<(&'a mut B::Acc, &'a WeightLayout)>,
     /// Where the saved modules of a run lie in `d_params`.
@@ -152,6 +156,11 @@ pub struct GradientRequest<'a, B: Backend> {
 }
 
 impl<B: Backend> GradientRequest<'_, B> {
+    /// Nothing yet.
+    pub fn none() -> Self {
+        Self { d_params: None, sets_params: false, d_weights: None, own: None, d_embed: false }
+    }
+
     /// Where the gradient of a weight goes, if it is wanted: the flat gradients, and where its own begin.
     pub(super) fn weight(&mut self, id: ParamId) -> Option<(&mut B::Acc, usize)> {
         if let (Some(offset), Some(d_params)) = (self.own.and_then(|own| own.get(id)), &mut self.d_params) {

@@ -454,6 +454,17 @@ impl Layout {
         sites.enumerate().filter_map(|(shape, site)| Some((shape, site?)))
     }
 
+    /// Whether a backward through rows of every run reaches each of the parameters once: there are LoRAs of single projections, and
+    /// nothing else.
+    pub fn is_set(&self) -> bool {
+        let others = self.prompt.is_some() || self.prefix.is_some() || self.saved.is_some() || self.tokens.is_some();
+        let plain = |module: &AdaptedModule| module.magnitude.is_none() && module.target.parts().len() == 1;
+        let alone = |shape: &Shape| {
+            shape.vectors.is_empty() && shape.tables.iter().all(Option::is_none) && shape.modules.iter().all(plain)
+        };
+        !others && self.shapes.iter().all(alone)
+    }
+
     /// The scales of a projection's output, of all shapes that have one.
     pub fn scales(&self, layer: usize, target: Projection) -> impl Iterator<Item = ScaleSite> {
         self.shapes.iter().filter_map(move |shape| shape.scales[layer][target as usize])

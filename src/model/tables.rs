@@ -209,6 +209,7 @@ impl<B: Backend> Model<B> {
             });
             backend.lora_bwd(LoraBwd {
                 d_params: &mut *d_lora,
+                accumulate: true,
                 d_x: Some(&mut *d_x),
                 d_y: d_logits,
                 xa,

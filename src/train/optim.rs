@@ -15,6 +15,8 @@ pub struct Optimizer<B: Backend> {
     pub stride: usize,
     /// Gradient, collected over the passes of a step.
     pub d_params: B::Acc,
+    /// Runs whose gradients may be there; those of others are zeros.
+    pub gradients_of: Vec<usize>,
     /// First moment `[runs, stride]`: the running mean of the gradient.
     pub m: B::Acc,
     /// Second moment `[runs, stride]`: that of its square.
@@ -37,6 +39,7 @@ impl<B: Backend> Optimizer<B> {
             runs,
             stride,
             d_params: backend.acc(len)?,
+            gradients_of: Vec::new(),
             m: backend.acc(len)?,
             v: backend.acc(len)?,
             norm_sq: backend.acc(runs)?,

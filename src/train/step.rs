@@ -128,16 +128,21 @@ impl<B: Backend> Trainer<B> {
         batches.iter().for_each(|batch| labels[batch.run] = batch.labels);
         let mut rows_before = vec![0; self.runs.len()];
         let mut losses = Vec::new();
-        backend.zero(Zero { x: &mut self.optimizer.d_params });
+        let active: Vec<usize> = batches.iter().map(|batch| batch.run).collect();
         if let Trainable::Reparameterized(_) = &self.trainable {
             backend.zero(Zero { x: &mut self.d_prompts });
         }
-        for pieces in self.packing.group(pieces) {
+        for (i, pieces) in self.packing.group(pieces).into_iter().enumerate() {
             let mut pass = self.packing.pass(&pieces, |run| &self.runs[run].data);
             if self.objective.is_none() && fills::<B>(self.options.fill) {
                 pass.fill(self.acts.rows);
             }
-            losses.push(self.pass(backend, model, pass, &labels, &seeds, &mut rows_before)?);
+            let sets = i == 0 && self.sets_gradients(&active, &pass);
+            if i == 0 && !sets {
+                backend.zero(Zero { x: &mut self.optimizer.d_params });
+            }
+            self.optimizer.gradients_of.clone_from(&active);
+            losses.push(self.pass(backend, model, (pass, sets), &labels, &seeds, &mut rows_before)?);
         }
         if let Trainable::Reparameterized(encoder) = &mut self.trainable {
             encoder.backward(backend, &mut self.optimizer.d_params, &self.d_prompts);
@@ -145,12 +150,21 @@ impl<B: Backend> Trainer<B> {
         Ok((losses, self.optimizer.gradient_norms(backend)?))
     }
 
-    /// Forward and backward of one pack: gradients into the optimiser, losses on their way.
+    /// Whether the first pass of a step sets all gradients of the active runs, so that no zeros need be there, and those of others are
+    /// zeros already.
+    fn sets_gradients(&self, active: &[usize], pass: &Pass) -> bool {
+        let alone = matches!(&self.trainable, Trainable::Adapters(adaptation) if adaptation.layout.is_set());
+        let others = self.optimizer.gradients_of.iter().any(|run| !active.contains(run));
+        // The last layer has the rows of labels alone.
+        alone && !others && self.objective.is_none() && active.iter().all(|run| pass.runs.contains(run))
+    }
+
+    /// Forward and backward of one pack: gradients into the optimiser, set or added, losses on their way.
     fn pass(
         &mut self,
         backend: &mut B,
         model: &Model<B>,
-        pass: Pass,
+        (pass, sets_params): (Pass, bool),
         label_tokens: &[u64],
         seeds: &[u64],
         rows_before: &mut [u32],
@@ -201,7 +215,7 @@ impl<B: Backend> Trainer<B> {
         };
         input.teacher = teacher.as_ref().map(|teacher| (teacher, self.state_losses.as_ref()));
         let d_params = &mut self.optimizer.d_params;
-        let none = GradientRequest { d_params: None, d_weights: None, own: None, d_embed: false };
+        let none = GradientRequest { sets_params, ..GradientRequest::none() };
         let request = match &self.trainable {
             Trainable::Adapters(adaptation) => GradientRequest {
                 d_params: Some(d_params),

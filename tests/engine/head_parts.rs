@@ -104,7 +104,7 @@ fn pass<B: Backend>(
         let teacher = PassTeacher::new(backend, config, None, teacher, tuned).expect("a teacher");
         let teacher = (of != Losses::Labels).then_some((&teacher, None));
         let input = Input { teacher, ..input() };
-        let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, own: None, d_embed: false };
+        let request = GradientRequest { d_params: Some(&mut d_params), ..GradientRequest::none() };
         model.backward(backend, &mut acts, &mut grads, &input, &labels, request);
         let losses = grads.distillation.as_ref().map_or(&grads.losses, |distillation| &distillation.losses);
         let mut found = vec![B::Element::default(); count];

@@ -354,8 +354,8 @@ impl Task<'_> {
         let request = GradientRequest {
             d_params: Some(&mut d_params),
             d_weights: Some((&mut d_weights, &tuning.layout)),
-            own: None,
             d_embed: true,
+            ..GradientRequest::none()
         };
         model.backward(backend, &mut acts, &mut grads, &input, &labels, request);
         let mut host = |buffer: &B::Acc, n: usize| -> Vec<f64> {
@@ -542,7 +542,7 @@ fn passes_only_compute(config: &str) {
     let (allocations, syncs) = (backend.allocations(), backend.syncs());
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("forward");
     let forward = backend.ops().len();
-    let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, own: None, d_embed: false };
+    let request = GradientRequest { d_params: Some(&mut d_params), ..GradientRequest::none() };
     model.backward(backend, &mut acts, &mut grads, &input, &labels, request);
     assert_eq!((backend.allocations(), backend.syncs()), (allocations, syncs));
     let ops = backend.ops();

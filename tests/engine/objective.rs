@@ -97,7 +97,7 @@ fn pass(
     let mut input = Input::new(&students.pack, &device).adapted(adaptation).with_output_rows(own.as_ref());
     input.teacher = Some((&teacher, Some(&states)));
     let mut d_params = backend.acc(adaptation.runs * adaptation.layout.stride).expect("gradients");
-    let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, own: None, d_embed: false };
+    let request = GradientRequest { d_params: Some(&mut d_params), ..GradientRequest::none() };
     model.backward(backend, &mut acts, &mut grads, &input, &labels, request);
     let mut total = 0.0;
     let distilled = &grads.distillation.as_ref().expect("there").losses;

@@ -84,7 +84,8 @@ fn planned_lora_of_a_layer_is_that_of_its_shapes() {
     let shrink = of(|[i, _]| 2 * N * i + 4 * R * i + 4 * N * R) - 2 * N * again;
     let expand = of(|[_, o]| 2 * (2 * N * o) + 4 * R * o + 4 * N * R);
     let of_xa = of(|[_, o]| 2 * N * o + 4 * R * o + 4 * N * R);
-    let of_params = of(|[i, o]| 2 * N * (i + o) + 2 * (4 * R * (i + o)) + 2 * (4 * N * R)) - 2 * N * again;
+    // Gradients of parameters are set where there are none.
+    let of_params = of(|[i, o]| 2 * N * (i + o) + 4 * R * (i + o) + 2 * (4 * N * R)) - 2 * N * again;
     let of_x = of(|[i, _]| 2 * (4 * N * i) + 4 * R * i) - 2 * (4 * N * again);
     // Seven terms of four gradients, of which nothing is there before.
     let (terms, before) = (2 * N * (6 * C + F), 4 * N * (3 * C + F));

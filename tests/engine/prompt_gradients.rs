@@ -53,7 +53,7 @@ fn pass(
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("a forward");
     let len = adaptation.runs * adaptation.layout.stride;
     let mut d_params = backend.acc(len).expect("gradients");
-    let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, own: None, d_embed: false };
+    let request = GradientRequest { d_params: Some(&mut d_params), ..GradientRequest::none() };
     model.backward(backend, &mut acts, &mut grads, &input, &labels, request);
     let mut losses = vec![0.0; rows.len()];
     backend.download(&mut losses, &grads.losses, 0).expect("losses");

@@ -58,7 +58,7 @@ fn pass(
     let mut grads = grads.with_layout(backend, &model.config, layout).expect("gradients");
     model.forward(backend, &mut acts, &input, None, &mut NoTaps).expect("a forward");
     let mut d_params = backend.acc(adaptation.layout.stride).expect("gradients");
-    let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, own: None, d_embed: false };
+    let request = GradientRequest { d_params: Some(&mut d_params), ..GradientRequest::none() };
     model.backward(backend, &mut acts, &mut grads, &input, &labels, request);
     let mut losses = vec![0.0; rows.len()];
     backend.download(&mut losses, &grads.losses, 0).expect("losses");

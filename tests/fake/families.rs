@@ -25,8 +25,8 @@ fn gradients<B: Backend<Element = f32>>(b: &mut B, config: &str) -> Vec<f32> {
     let mut d_weights = b.acc(tuning.layout.total).expect("gradients");
     let input = Input::new(&pack, &device);
     model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
-    let wanted =
-        GradientRequest { d_params: None, d_weights: Some((&mut d_weights, &tuning.layout)), own: None, d_embed: true };
+    let d_weights_wanted = Some((&mut d_weights, &tuning.layout));
+    let wanted = GradientRequest { d_weights: d_weights_wanted, d_embed: true, ..GradientRequest::none() };
     model.backward(b, &mut acts, &mut grads, &input, &labels, wanted);
     let mut found = vec![0.0; tuning.layout.total];
     b.download(&mut found, &d_weights, 0).expect("gradients");

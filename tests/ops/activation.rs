@@ -98,7 +98,7 @@ impl Operation for Gated {
             r.tape.launch("lora_fwd_expand_gated", [1, grid[0], 1], 128, 0, &args);
             // Of no runs' parameters.
             let none = [Null; 3];
-            let to = [Null, d_act, Null, Int(0), at, Int(1), d_gate, d_up, gate, up, Null, Int(0)];
+            let to = [Null, Int(1), d_act, Null, Int(0), at, Int(1), d_gate, d_up, gate, up, Null, Int(0)];
             let read = [&none[..], &none, &[Null, xa, at, params]].concat();
             let rows = [Null, tiles, Int(1), Null, Int(0)];
             let dropout = [Null, Null, Bits(0), Bits(0), Bits(0), Int(0), Float(1.0)];

@@ -108,13 +108,13 @@ impl Lora {
         let rows = [all_tiles, tiles, Int(count), runs, Int(run_count)];
         let sizes = [Int(sites.len()), Int(rank), Int(input)];
         let places = [&sizes[..], &output, &[Long(stride)], &a, &b, &[Float(scale)]].concat();
-        let mut to = vec![([d_params, d_x, Null, Int(0), Long(0), Int(1)], [Null, Null, Null, Int(0)])];
+        let mut to = vec![([d_params, Int(1), d_x, Null, Int(0), Long(0), Int(1)], [Null, Null, Null, Int(0)])];
         if all_ours {
             // What was there before may also come in terms.
             let len = case.inputs[1].len();
             let (d_x, terms) = (At(r.sum(2, len, 0)), At(r.tape.compute(&vec![START / 2.0; 2 * len])));
-            let d_params = At(r.tape.acc(&vec![0.0; case.inputs[2].len()]));
-            let summed = [d_params, d_x, terms, Int(2), Long(len), Int(0)];
+            let d_params = At(r.tape.acc(&vec![FILL; case.inputs[2].len()]));
+            let summed = [d_params, Int(0), d_x, terms, Int(2), Long(len), Int(0)];
             to.push((summed, [Null, Null, Null, Int(0)]));
             // And the sum may be wanted in the compute dtype alone.
             let rounded = At(r.tape.compute(&vec![FILL; len]));
@@ -132,6 +132,34 @@ impl Lora {
             let made = [rounded, Null, z, Null, delta, head_dim];
             let args = [&summed[..], &made, &read, &rows, &dropout, &places].concat();
             r.tape.launch("lora_bwd_inputs", [blocks, 1, 1], 128, 0, &args);
+        }
+    }
+
+    /// Gradients of parameters that are set have the bits of those that are added to zeros, where rows pass; nothing else is
+    /// written.
+    fn sets_gradients<B: Backend>(
+        &self,
+        b: &mut B,
+        given: &Given<'_>,
+        [xa, params]: [&B::Acc; 2],
+        [x, d_y]: [&B::Compute; 2],
+    ) {
+        let (len, site, dropout) = (given.len(2), self.site, Drop::of_device(&self.drop));
+        let pack = &b.pack(&self.pack).unwrap();
+        let [added, set] = [(true, 0.0), (false, FILL)].map(|(accumulate, before)| {
+            let mut d_params = device::acc(b, &vec![before; len]);
+            let (d_params_out, d_x) = (&mut d_params, None);
+            let op = ops::LoraBwd { d_params: d_params_out, accumulate, d_x, d_y, xa, x, params, pack, site, dropout };
+            b.lora_bwd(op);
+            device::read_acc(b, &d_params, len)
+        });
+        let LoraSite { a, b: of_b, rank, input, output, .. } = site;
+        let passes = |run: usize| self.pack.runs().iter().any(|(of, _)| *of == run && site.runs.contains(run));
+        for (at, (added, set)) in added.iter().zip(set).enumerate() {
+            let (run, at) = (at / site.stride, at % site.stride);
+            let of_site = (a..a + rank * input).contains(&at) || (of_b..of_b + output * rank).contains(&at);
+            let fits = if of_site && passes(run) { set == *added } else { set.is_nan() };
+            assert!(fits, "lora_bwd: element {at} of run {run} is {set} where it is set, {added} where it is added to");
         }
     }
 
@@ -288,15 +316,18 @@ impl Operation for Lora {
         let (params, d_y) = (&device::acc(b, &given.inputs[2]), &device::compute(b, &given.d_outputs[0]));
         let (mut d_x, mut d_params) = (device::acc(b, &given.start[1]), device::acc(b, &given.start[2]));
         let pack = &b.pack(&self.pack).unwrap();
-        let (d_params_out, d_x_out) = (&mut d_params, Some(&mut d_x));
-        let op = ops::LoraBwd { d_params: d_params_out, d_x: d_x_out, d_y, xa, x, params, pack, site, dropout };
-        b.lora_bwd(op);
+        let accumulate = true;
+        let backward = |b: &mut B, d_params: &mut B::Acc, d_x: Option<&mut B::Acc>| {
+            b.lora_bwd(ops::LoraBwd { d_params, accumulate, d_x, d_y, xa, x, params, pack, site, dropout });
+        };
+        backward(b, &mut d_params, Some(&mut d_x));
         // Without d_x the parameters' gradients are the same.
         let mut again = device::acc(b, &given.start[2]);
-        b.lora_bwd(ops::LoraBwd { d_params: &mut again, d_x: None, d_y, xa, x, params, pack, site, dropout });
+        backward(b, &mut again, None);
         let d_params = device::read_acc(b, &d_params, given.len(2));
         let again = device::read_acc(b, &again, given.len(2));
         assert_eq!(again, d_params, "lora_bwd: d_params with and without d_x");
+        self.sets_gradients(b, given, [xa, params], [x, d_y]);
         let d_x = device::read_acc(b, &d_x, given.len(1));
         // Others of the same input, whose outputs have no gradient, change nothing.
         if let Some([before, after]) = self.others() {
@@ -305,7 +336,7 @@ impl Operation for Lora {
             let none = device::compute(b, &vec![0.0; self.pack.len() * site.output]);
             for (site, d_y) in [(before, &none), (site, d_y), (after, &none)] {
                 let (d_params, d_x) = (&mut d_params_again, Some(&mut d_x_again));
-                b.lora_bwd(ops::LoraBwd { d_params, d_x, d_y, xa, x, params, pack, site, dropout });
+                b.lora_bwd(ops::LoraBwd { d_params, accumulate, d_x, d_y, xa, x, params, pack, site, dropout });
             }
             assert_eq!(device::read_acc(b, &d_x_again, given.len(1)), d_x, "lora_bwd: d_x between others");
             let between = device::read_acc(b, &d_params_again, given.len(2));
@@ -463,6 +494,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                 let pack = b.pack(&one_row()).unwrap();
                 b.lora_bwd(ops::LoraBwd {
                     d_params: &mut d_params,
+                    accumulate: false,
                     d_x: Some(&mut d_x),
                     d_y: &d_y,
                     xa: &xa,

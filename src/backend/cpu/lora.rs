@@ -26,7 +26,15 @@ impl<A: Float> LoraOps for Cpu<A> {
 
     fn lora_bwd(&mut self, op: LoraBwd<'_, Self>) {
         let _span = self.begin(&op);
-        let LoraBwd { d_params, d_x, d_y, xa, x, params, pack, site, dropout } = op;
+        let LoraBwd { d_params, accumulate, d_x, d_y, xa, x, params, pack, site, dropout } = op;
+        if !accumulate {
+            let LoraSite { a, b, stride, rank, input, output, .. } = site;
+            for (run, _) in stretches(pack, site).iter() {
+                let of_run = &mut d_params[run * stride..][..stride];
+                of_run[a..a + rank * input].fill(A::ZERO);
+                of_run[b..b + output * rank].fill(A::ZERO);
+            }
+        }
         let (d_params, d_x) = (Shared::new(d_params), d_x.map(|d_x| Shared::new(d_x)));
         let b = BackwardB { d_params, d_y: d_y.view(), xa, params, site };
         let backward = Backward { b, d_x, x: x.view(), dropout };

@@ -10,7 +10,8 @@ impl LoraOps for Cuda {
     fn lora_fwd(&mut self, op: LoraFwd<'_, Self>) {
         self.begin(&op);
         let (shared, y) = (Shared::Input(op.x.ptr(0)), op.y.map(|y| compute(y)));
-        let operands = Operands { x: compute(op.x), params: acc(op.params), d_params: None, xa: acc(op.xa), y };
+        let (x, params, xa) = (compute(op.x), acc(op.params), acc(op.xa));
+        let operands = Operands { x, params, d_params: None, accumulate: false, xa, y };
         if let Some(lora) = Lora::new(&mut self.cx, operands, op.pack, op.site, op.dropout) {
             Projections::add_lora(&mut self.cx, LoraFwd::<Self>::NAME, shared, lora);
         }
@@ -20,7 +21,8 @@ impl LoraOps for Cuda {
         self.begin(&op);
         let (shared, d_params) = (Shared::InputGradient(op.d_x.map(|d_x| d_x.ptr(0))), Some(acc(op.d_params)));
         let y = Some(compute(op.d_y));
-        let operands = Operands { x: compute(op.x), params: acc(op.params), d_params, xa: acc(op.xa), y };
+        let (x, params, xa, accumulate) = (compute(op.x), acc(op.params), acc(op.xa), op.accumulate);
+        let operands = Operands { x, params, d_params, accumulate, xa, y };
         if let Some(lora) = Lora::new(&mut self.cx, operands, op.pack, op.site, op.dropout) {
             Projections::add_lora(&mut self.cx, LoraBwd::<Self>::NAME, shared, lora);
         }
@@ -38,7 +40,8 @@ impl LoraOps for Cuda {
         let (name, cx) = (LoraDeltaBwd::<Self>::NAME, &mut self.cx);
         // No input is read, of which there are no columns.
         let (x, d_params) = (compute(op.d_y), Some(acc(op.d_params)));
-        let operands = Operands { x, params: acc(op.params), d_params, xa: acc(op.xa), y: Some(x) };
+        let (params, xa, accumulate) = (acc(op.params), acc(op.xa), true);
+        let operands = Operands { x, params, d_params, accumulate, xa, y: Some(x) };
         let Some(lora) = Lora::new(cx, operands, op.pack, op.site, None) else { return };
         cx.zero_acc(name, op.d_xa, op.pack.len() * op.site.rank);
         lora_launch::backward_b(cx, name, &lora, acc(op.d_xa));

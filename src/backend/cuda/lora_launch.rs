@@ -43,8 +43,9 @@ struct Common {
     x: Arg,
     /// `[runs, stride]`.
     params: Arg,
-    /// `[runs, stride]`, of a backward.
+    /// `[runs, stride]`, of a backward, and whether it is added to.
     d_params: Option<Arg>,
+    accumulate: bool,
     rows: Rows,
     rank: usize,
     input: usize,
@@ -92,8 +93,10 @@ pub struct Operands {
     pub x: Arg,
     /// `[runs, stride]`.
     pub params: Arg,
-    /// `[runs, stride]`, added to in a backward.
+    /// `[runs, stride]`, in a backward set or, if `accumulate`, added to.
     pub d_params: Option<Arg>,
+    /// See [`Operands::d_params`].
+    pub accumulate: bool,
     /// `[N, R]`, set in a forward.
     pub xa: Arg,
     /// `[N, output]`: what is added to, or in a backward its gradient; none where only `xa` is wanted.
@@ -104,7 +107,7 @@ impl Lora {
     /// One whose dropout's tables are on the device. None after an error.
     pub fn new(
         cx: &mut Context,
-        Operands { x, params, d_params, xa, y }: Operands,
+        Operands { x, params, d_params, accumulate, xa, y }: Operands,
         pack: &DeviceTables,
         site: LoraSite,
         dropout: Option<Dropout<'_>>,
@@ -113,7 +116,7 @@ impl Lora {
         let draw = dropout.map_or(0, |dropout| dropout.site);
         let dropout = dropout_args(cx, dropout)?;
         let (rows, in_vectors) = (Rows::new(pack, runs), site.in_vectors());
-        let common = Common { x, params, d_params, rows, rank, input, stride, scale, in_vectors, dropout };
+        let common = Common { x, params, d_params, accumulate, rows, rank, input, stride, scale, in_vectors, dropout };
         Some(Self { common, xa, y, output, a, b, draw })
     }
 
@@ -250,10 +253,11 @@ impl Group<'_> {
 
     /// The gradients of the parameters and of the input, which may have no columns, from `d_xa`.
     fn backward_inputs(&self, cx: &mut Context, op: &'static str, d_xa: Arg, d_x: Option<InputGradient>, input: usize) {
-        let &Common { x, params, d_params, rows, rank, stride, scale, .. } = self.common;
+        let &Common { x, params, d_params, accumulate, rows, rank, stride, scale, .. } = self.common;
         let tiles = [table(rows.all_tiles), table(rows.tiles.0), int(rows.tiles.1)];
         let runs = [table(rows.by_run.0), int(rows.by_run.1)];
-        let sums_to = [d_params, d_x.map(|d_x| d_x.d_x)].map(|d| d.unwrap_or(Arg::null(Param::Acc)));
+        let [d_params, sums_to] = [d_params, d_x.map(|d_x| d_x.d_x)].map(|d| d.unwrap_or(Arg::null(Param::Acc)));
+        let sums_to = [d_params, int(usize::from(accumulate)), sums_to];
         let none = Terms { at: Arg::null(Param::Compute), count: 0, len: 0, adds: true };
         let Terms { at, count, len, adds } = d_x.and_then(|d_x| d_x.terms).unwrap_or(none);
         let (null, no_sums) = (Arg::null(Param::Compute), [Arg::null(Param::Acc), int(0)]);

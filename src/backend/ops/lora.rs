@@ -162,12 +162,15 @@ impl<B: Buffers + ?Sized> Op for LoraFwd<'_, B> {
     }
 }
 
-/// `d_params [runs, stride] +=` the gradients of A and B, `d_x [N, input] +=` that of the input, from `d_y [N, output]`.
+/// `d_params [runs, stride]` `=` or `+=` the gradients of A and B of the runs in the pack, `d_x [N, input] +=` that of the input, from
+/// `d_y [N, output]`.
 ///
 /// Each run's sums are made in a fixed order.
 pub struct LoraBwd<'a, B: Buffers + ?Sized> {
-    /// `[runs, stride]`, added to.
+    /// `[runs, stride]`, of which A and B of the site are set, or added to if `accumulate`.
     pub d_params: &'a mut B::Acc,
+    /// Whether the parameters' gradients are added to.
+    pub accumulate: bool,
     /// `[N, input]`, added to; none where nothing below needs it.
     pub d_x: Option<&'a mut B::Acc>,
     /// `[N, output]`.
@@ -204,7 +207,8 @@ impl<B: Buffers + ?Sized> Op for LoraBwd<'_, B> {
         let LoraSite { rank, input, output, .. } = self.site;
         let (rows, runs) = self.site.runs.adapted(self.pack.host());
         let d_x = if self.d_x.is_some() { input } else { 0 };
-        let acc = 3 * runs * rank * (input + output) + rows * (rank + 2 * d_x);
+        let params = if self.accumulate { 3 } else { 2 };
+        let acc = params * runs * rank * (input + output) + rows * (rank + 2 * d_x);
         let products = rows * rank * (2 * output + input + d_x);
         Work::moved(acc, rows * (input + output), 0).multiplied(products as u64)
     }
@@ -220,7 +224,8 @@ impl<B: Buffers + ?Sized> Op for LoraBwd<'_, B> {
         let (width, d_x) = (input + output, if self.d_x.is_some() { input } else { 0 });
         let products = |width: usize| (rows * rank * width) as u64;
         let of_xa = Work::moved(rows * rank + runs * rank * output, rows * output, 0).multiplied(products(output));
-        let params = 2 * runs * rank * width + if d_x > 0 { runs * rank * input } else { 0 };
+        let sums = if self.accumulate { 2 } else { 1 };
+        let params = sums * runs * rank * width + if d_x > 0 { runs * rank * input } else { 0 };
         let of_inputs = Work::moved(2 * rows * rank + params + 2 * rows * d_x, rows * width, 0);
         [of_xa, of_inputs.multiplied(products(width + d_x))].map(Launch::kernel).to_vec()
     }

@@ -146,7 +146,8 @@ fn gradients<B: Backend>(b: &mut B, config: &str, dropout: f64, all: bool) -> [V
         b.zero(Zero { x: &mut d_weights });
         model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
         let d_weights = Some((&mut d_weights, &tuning.layout));
-        let request = GradientRequest { d_params: Some(&mut d_params), d_weights, own: None, d_embed: true };
+        let request =
+            GradientRequest { d_params: Some(&mut d_params), d_weights, d_embed: true, ..GradientRequest::none() };
         model.backward(b, &mut acts, &mut grads, &input, &labels, request);
     }
     let mut host = |buffer: &B::Acc, n: usize| -> Vec<f64> {
@@ -232,7 +233,7 @@ impl Count {
         b.clear();
         model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
         let forward = b.multiplied();
-        let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, own: None, d_embed: false };
+        let request = GradientRequest { d_params: Some(&mut d_params), ..GradientRequest::none() };
         model.backward(b, &mut acts, &mut grads, &input, &labels, request);
         (forward, b.multiplied() - forward)
     }

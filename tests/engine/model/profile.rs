@@ -30,7 +30,7 @@ fn step<B: Backend>(b: &mut B, ready: impl FnOnce(&mut B)) {
     let input = Input::new(&pack, &device).adapted(&adaptation);
     ready(b);
     model.forward(b, &mut acts, &input, None, &mut NoTaps).expect("a forward");
-    let request = GradientRequest { d_params: Some(&mut d_params), d_weights: None, own: None, d_embed: false };
+    let request = GradientRequest { d_params: Some(&mut d_params), ..GradientRequest::none() };
     model.backward(b, &mut acts, &mut grads, &input, &labels, request);
 }
 

@@ -124,7 +124,8 @@ impl Operation for LoraDelta {
         let dropout = [&[Null, Null], &three(Bits(0))[..], &[Int(0), Float(1.0)]].concat();
         let places = [&three(Int(output))[..], &[Long(stride)], &three(Long(a)), &three(Long(b))].concat();
         let sizes = [&[Int(1), Int(rank), Int(0)], &places[..], &[Float(scale)]].concat();
-        let args = [&[d_params, Null, Null, Int(0), Long(0), Int(1)], &read[..], &rows, &dropout, &sizes].concat();
+        let args =
+            [&[d_params, Int(1), Null, Null, Int(0), Long(0), Int(1)], &read[..], &rows, &dropout, &sizes].concat();
         let blocks = output.div_ceil(64) * run_count * rank.div_ceil(16);
         r.tape.launch("lora_bwd_inputs", [blocks, 1, 1], 128, 0, &args);
         true

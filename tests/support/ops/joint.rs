@@ -133,8 +133,8 @@ impl Lora {
         let (len, site, dropout) = (given.len(1), self.site, Drop::of_device(&self.drop));
         let [mut d_act, mut d_params] = [1, 2].map(|i| device::acc(b, &given.start[i]));
         let [mut d_gate, mut d_up] = [(); 2].map(|()| device::compute(b, &vec![FILL; len]));
-        let (pack, d_x) = (&b.pack(&self.pack).unwrap(), Some(&mut d_act));
-        b.lora_bwd(ops::LoraBwd { d_params: &mut d_params, d_x, d_y, xa, x, params, pack, site, dropout });
+        let (pack, d_x, accumulate) = (&b.pack(&self.pack).unwrap(), Some(&mut d_act), true);
+        b.lora_bwd(ops::LoraBwd { d_params: &mut d_params, accumulate, d_x, d_y, xa, x, params, pack, site, dropout });
         if apart {
             b.sync().unwrap();
         }
@@ -183,8 +183,8 @@ impl Lora {
                     b.linear_bwd_input(ops::LinearBwdInput { d_x: &mut d_in, d_out, weight, dims, accumulate });
                 }
                 if lora {
-                    let (d_params, d_x) = (&mut d_params, Some(&mut d_in));
-                    b.lora_bwd(ops::LoraBwd { d_params, d_x, d_y: d_out, xa, x, params, pack, site, dropout });
+                    let (d_params, d_x, d_y, accumulate) = (&mut d_params, Some(&mut d_in), d_out, true);
+                    b.lora_bwd(ops::LoraBwd { d_params, accumulate, d_x, d_y, xa, x, params, pack, site, dropout });
                 }
             }
             if apart {
@@ -229,8 +229,9 @@ impl Lora {
             outputs: None,
             dims,
         });
-        let (z, d_params_out) = (&z, &mut d_params);
-        b.lora_bwd(ops::LoraBwd { d_params: d_params_out, d_x, d_y, xa, x: z, params, pack, site, dropout });
+        let (z, d_params_out, accumulate) = (&z, &mut d_params, true);
+        let op = ops::LoraBwd { d_params: d_params_out, accumulate, d_x, d_y, xa, x: z, params, pack, site, dropout };
+        b.lora_bwd(op);
         if apart {
             b.sync().unwrap();
         }

@@ -45,6 +45,12 @@ impl Recording {
             }
             None => "ceiling: not measured on this device".to_owned(),
         });
+        if !profile.algorithms.is_empty() {
+            let count = profile.algorithms.len();
+            output::note(format_args!(
+                "{path}: otherData.algorithms says by which of its library's algorithms each of {count} products was computed"
+            ));
+        }
         if profile.left_out > 0 {
             let kept = profile.spans.len();
             output::note(format_args!("{path}: the first {kept} operations and their threads; the table has all"));

@@ -11,7 +11,7 @@ use llamaprobe::backend::{Buffers, Transfer};
 use llamaprobe::formats::safetensors::{Bytes, Dtype as FileDtype, TensorView};
 use serde_json::Value;
 
-use super::{DAMAGE, TRAIN, cuda, on_fake, program, refuse, succeed, workplace};
+use super::{DAMAGE, TRAIN, cuda, on_fake, program, refuse, workplace};
 
 /// Sides of a weight that is large enough for its products to be timed.
 const SIDE: usize = 1024;
@@ -215,7 +215,9 @@ fn training_and_profile_are_of_the_algorithms_taken() {
     let dir = workplace(safetensors::Dtype::F32);
     let d = dir.path();
     let train = |out: &str| program(d, &format!("{TRAIN} --device cuda:0 --out {{}}/{out} --profile {{}}/{out}.json"));
-    succeed(train("one").env("FAKE_ALGORITHMS", "1,2"));
+    let Output { status, stderr, .. } = train("one").env("FAKE_ALGORITHMS", "1,2").output().expect("start the program");
+    let said = String::from_utf8_lossy(&stderr).into_owned();
+    assert!(status.success() && said.contains("one.json: otherData.algorithms says"), "{said}");
     let trace: Value = serde_json::from_slice(&fs::read(d.join("one.json")).expect("a trace")).expect("JSON");
     let algorithms = trace["otherData"]["algorithms"].as_object().expect("algorithms");
     let first = "algorithm 0, tile 1, split-K 1: the heuristic's first";

@@ -29,8 +29,6 @@ enum {
     OK = 0,
     INVALID_VALUE = 1,
     OUT_OF_MEMORY = 2,
-    NO_DEVICE = 100,
-    INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
     NO_BINARY_FOR_GPU = 209,
     INVALID_CONTEXT = 201,
@@ -128,11 +126,6 @@ void wrong(const std::string& what) {
     abort();
 }
 
-static size_t number(const char* name, size_t otherwise) {
-    const char* text = getenv(name);
-    return text ? strtoull(text, nullptr, 10) : otherwise;
-}
-
 // The most that was in use.
 static struct Peak {
     size_t device = 0, blocks = 0, pinned = 0;
@@ -228,35 +221,8 @@ void count_product(size_t algorithm, double milliseconds) {
     worked += milliseconds;
 }
 
-// ---- Device and context
+// ---- Context
 
-API cuInit(unsigned) { return number("FAKE_DEVICES", 1) ? OK : NO_DEVICE; }
-API cuDeviceGetCount(int* count) {
-    *count = number("FAKE_DEVICES", 1);
-    return OK;
-}
-API cuDeviceGet(int* device, int ordinal) {
-    *device = ordinal;
-    return ordinal < (int)number("FAKE_DEVICES", 1) ? OK : INVALID_DEVICE;
-}
-API cuDriverGetVersion(int* version) {
-    *version = 13000;
-    return OK;
-}
-API cuDeviceGetName(char* name, int bytes, int) {
-    snprintf(name, bytes, "%s", "Fake");
-    return OK;
-}
-API cuDeviceGetAttribute(int* value, int attribute, int) {
-    switch (attribute) {
-        case 75: *value = 9; break;  // compute capability
-        case 76: *value = 0; break;
-        case 16: *value = 2; break;  // multiprocessors
-        case 115: *value = 0; break;  // memory pools
-        default: return INVALID_VALUE;
-    }
-    return OK;
-}
 API cuDevicePrimaryCtxRetain(void** context, int) {
     *context = &context_object;
     return OK;

@@ -16,6 +16,11 @@ typedef std::function<void()> Operation;
 // A stand-in for a cubin: this, the length of a shared object as u64, and the shared object.
 static const char IMAGE[8] = {'f', 'a', 'k', 'e', 'b', 'i', 'n', '1'};
 
+// A number of the environment.
+inline size_t number(const char* name, size_t otherwise) {
+    const char* text = getenv(name);
+    return text ? strtoull(text, nullptr, 10) : otherwise;
+}
 // Puts an operation at the end of a stream; it runs when somebody waits for it, the nastiest timing that is legal.
 int enqueue(void* stream, Operation operation);
 // Takes note of a product by an algorithm of this number that took so long, by the device's own clock, which its events read.

@@ -57,6 +57,19 @@ struct Written {
     unsigned by = 0;
 };
 
+// What a tensor copy has brought, as part of a phase of a barrier, counted from 0.
+struct Brought {
+    unsigned long long* barrier = nullptr;
+    uint64_t phase = 0;
+};
+
+// What is known of a barrier in shared memory beside its bits.
+struct Barrier {
+    Written initialised;
+    uint64_t phases = 0;           // that are over
+    std::vector<uint64_t> waited;  // how many of them, for each thread that knows of any
+};
+
 // A copy of a box of a matrix that has not landed.
 struct TensorCopy {
     TensorMap map;
@@ -68,10 +81,11 @@ struct TensorCopy {
 struct Hopper {
     std::vector<HopperWarp> warps;
     std::vector<Written> written;    // by 16 bytes of dynamic shared memory, by copies of threads
+    std::vector<Brought> brought;    // by the same, by tensor copies
     std::vector<unsigned> incoming;  // by the same, tensor copies under way
     std::vector<TensorCopy> copies;  // these, oldest first
     std::vector<uint64_t> visible;   // until when each thread has made writes visible to products and tensor copies
-    std::map<unsigned long long*, Written> barriers;  // when they were initialised
+    std::map<unsigned long long*, Barrier> barriers;
     uint64_t clock = 0;
     unsigned free_registers = 0;     // that warps have given away, for a thread of theirs
 };
@@ -85,6 +99,7 @@ inline void hopper_begin() {
     the_hopper = Hopper();
     the_hopper.warps.resize(s.warps.size());
     the_hopper.written.resize(s.shared_size / 16);
+    the_hopper.brought.resize(s.shared_size / 16);
     the_hopper.incoming.resize(s.shared_size / 16);
     the_hopper.visible.resize(s.threads);
     unsigned each = std::min(REGISTERS / s.threads / 8 * 8, 255u);
@@ -132,7 +147,9 @@ inline void before_landing() {
 inline void note_written(const void* to) {
     sanitize::Quiet quiet;
     size_t part = shared_address(to) / 16;
-    if (part < the_hopper.written.size()) the_hopper.written[part] = {++the_hopper.clock, self().index};
+    if (part >= the_hopper.written.size()) return;
+    the_hopper.written[part] = {++the_hopper.clock, self().index};
+    the_hopper.brought[part] = {};
 }
 
 inline void fence_proxy_async() {
@@ -157,7 +174,7 @@ inline Mbarrier& mbarrier(unsigned long long* at) {
 inline void mbarrier_init(unsigned long long* at, int count) {
     {
         sanitize::Quiet quiet;
-        the_hopper.barriers[at] = {++the_hopper.clock, self().index};
+        the_hopper.barriers[at] = {{++the_hopper.clock, self().index}, 0, std::vector<uint64_t>(scheduler().threads)};
     }
     *reinterpret_cast<Mbarrier*>(at) = {unsigned(count), unsigned(count), 0, 0};
 }
@@ -168,6 +185,7 @@ inline void complete(unsigned long long* at) {
     if (barrier.pending || barrier.bytes) return;
     barrier.phase++;
     barrier.pending = barrier.count;
+    the_hopper.barriers[at].phases++;
     Scheduler& s = scheduler();
     for (unsigned i = 0; i < s.threads; i++)
         if (s.fibers[i].state == State::AtMbarrier && s.fibers[i].awaited == at) wake(i);
@@ -191,6 +209,8 @@ inline void mbarrier_wait(const char* where, unsigned long long* at, int phase) 
         self().awaited = at;
         wait(State::AtMbarrier, where);
     }
+    Barrier& known = the_hopper.barriers[at];
+    known.waited[self().index] = known.phases;
     sanitize::acquire(at);
 }
 
@@ -237,6 +257,13 @@ inline void read_eight(uint16_t (&eight)[8], const Product& product, unsigned k,
     const Scheduler& s = scheduler();
     if (at + 16 > s.shared_size) fail("wgmma: a matrix beyond shared memory");
     if (the_hopper.incoming[at / 16]) fail("wgmma: reads a place to which a tensor copy is under way");
+    Brought brought = the_hopper.brought[at / 16];
+    if (brought.barrier) {
+        const uint64_t* waited = the_hopper.barriers[brought.barrier].waited.data() + warp * LANES;
+        if (*std::max_element(waited, waited + LANES) <= brought.phase) {
+            fail("wgmma: reads what a tensor copy brought, whose barrier no thread of the warp has waited for");
+        }
+    }
     Written written = the_hopper.written[at / 16];
     const uint64_t* visible = the_hopper.visible.data();
     auto sees = [&](uint64_t until) { return until >= written.when; };

@@ -7,7 +7,8 @@
 //   a place in shared memory that is not aligned to 128 bytes, or not wholly inside
 //   a barrier, or a place that a thread's copy has written, where neither the thread that wrote nor the one that copies has made it
 //     visible since (fence.proxy.async); plain stores are not followed
-//   a product that reads a place to which a copy is under way
+//   a product that reads a place to which a copy is under way, or what one brought before a thread of the warp itself has waited for
+//     that phase of the barrier
 //   copies under way, or barriers that other bytes were announced to than came, when the block ends
 #pragma once
 
@@ -29,6 +30,7 @@ inline void land(const TensorCopy& copy) {
     }
     for (uint32_t part = start / 16; part < (start + bytes_of(map)) / 16; part++) {
         the_hopper.written[part] = {};
+        the_hopper.brought[part] = {copy.barrier, the_hopper.barriers[copy.barrier].phases};
         the_hopper.incoming[part]--;
     }
     mbarrier(copy.barrier).bytes -= bytes_of(map);
@@ -59,7 +61,7 @@ inline void copy_box(void* to, const void* map, int column, int row, unsigned lo
     const uint64_t* visible = the_hopper.visible.data();
     auto seen = [&](Written written) { return std::max(visible[written.by], visible[self().index]) >= written.when; };
     mbarrier(barrier);
-    if (!seen(the_hopper.barriers[barrier])) fail("a tensor copy with a barrier that was initialised without fence.proxy.async since");
+    if (!seen(the_hopper.barriers[barrier].initialised)) fail("a tensor copy with a barrier that was initialised without fence.proxy.async since");
     for (uint32_t part = start / 16; part < end / 16; part++) {
         if (!seen(the_hopper.written[part])) fail("a tensor copy over what a copy wrote without fence.proxy.async in between");
         the_hopper.incoming[part]++;

@@ -1,5 +1,6 @@
 //! Products with quantised weights beside those with the same weights in bfloat16, at the shapes of LLaMA-2-7B's layers and head:
-//! the ratio of rates, median, quartiles, over rounds in which all take turns.
+//! the ratio of rates, median, quartiles, over rounds in which all take turns; weights in rows, as files have them, and in groups of rows, as
+//! `generate` brings them into memory.
 //!
 //! Weights of each kind take turns too, so that none is still in a cache: 128 MiB at least, as the layers of a model do when a
 //! token is generated. `LLAMAPROBE_BENCH=tiny` runs everything once.
@@ -18,7 +19,8 @@ use llamaprobe::quantization::BlockFormat;
 
 /// Output and input widths.
 const SHAPES: [[usize; 2]; 3] = [[4096, 4096], [11008, 4096], [32000, 4096]];
-const FORMATS: [BlockFormat; 4] = [BlockFormat::NF4, BlockFormat::Int8Rows, BlockFormat::Q8_0, BlockFormat::Q4K];
+const FORMATS: [BlockFormat; 5] =
+    [BlockFormat::NF4, BlockFormat::Int8Rows, BlockFormat::Q8_0, BlockFormat::Q4K, BlockFormat::Q6K];
 /// Bytes of the weights of a kind, at least.
 const BYTES: usize = 128 << 20;
 /// Rounds, and seconds of each kind of weight in one.
@@ -64,25 +66,31 @@ fn bench([output, input]: [usize; 2], rows: usize, threads: usize) {
     let mut cpu = Cpu::<f32>::open(&CpuSettings { threads, isa: isa(), ..CpuSettings::new(Dtype::BF16) });
     let dims = LinearDims { rows, input, output };
     let mut plain = Turns::new(2 * output * input, || weight(&mut cpu, output * input));
-    let mut turns = FORMATS.map(|format| {
-        let bytes = format.code_bytes(output, input).expect("whole blocks");
-        Turns::new(bytes, || cpu.quantized_weight(&quantized(format, [output, input])).expect("memory for a bench"))
+    let mut turns = [false, true].map(|in_groups| {
+        if in_groups {
+            cpu.expect_few_rows();
+        }
+        FORMATS.map(|format| {
+            let bytes = format.code_bytes(output, input).expect("whole blocks");
+            Turns::new(bytes, || cpu.quantized_weight(&quantized(format, [output, input])).expect("memory for a bench"))
+        })
     });
     let rounds = if subject() == Subject::Tiny { 1 } else { ROUNDS };
-    let (mut seconds, mut ratios) = (Vec::new(), [const { Vec::new() }; FORMATS.len()]);
+    let (mut seconds, mut ratios) = (Vec::new(), [const { Vec::new() }; 2 * FORMATS.len()]);
     for _ in 0..rounds {
         let of_plain = plain.time(&mut cpu, dims);
         seconds.push(of_plain);
-        for (ratios, turns) in ratios.iter_mut().zip(&mut turns) {
+        for (ratios, turns) in ratios.iter_mut().zip(turns.as_flattened_mut()) {
             ratios.push(of_plain / turns.time(&mut cpu, dims));
         }
     }
     let [_, of_plain, _] = quartiles(seconds);
     let rate = 1e-9 * (output * input) as f64 / of_plain;
     print!("{output} x {input}, {rows} rows, {threads} threads: bf16 {:.2} ms ({rate:.1} G weights/s)", 1e3 * of_plain);
-    for (format, ratios) in FORMATS.into_iter().zip(ratios) {
-        let [low, middle, high] = quartiles(ratios);
-        print!("; {format} {middle:.2} ({low:.2} to {high:.2})");
+    for (i, ratios) in ratios.into_iter().enumerate() {
+        let (format, [low, middle, high]) = (FORMATS[i % FORMATS.len()], quartiles(ratios));
+        let place = if i < FORMATS.len() { "in rows" } else { "in groups" };
+        print!("; {format} {place} {middle:.2} ({low:.2} to {high:.2})");
     }
     println!();
 }

@@ -138,6 +138,9 @@ pub trait Buffers {
     /// # Errors
     /// If the elements are no floating-point numbers, or there is no memory for them.
     fn weight(&mut self, view: &TensorView) -> Result<Self::Weight>;
+    /// The weights that come from now on are for passes of a few rows, as when text is generated: a device may copy them into memory of its own, if
+    /// that is faster.
+    fn expect_few_rows(&mut self) {}
     /// A frozen weight that is quantised, `[rows, columns]`: its values are decoded to the compute dtype wherever they are read,
     /// as if the file had those.
     ///

@@ -175,8 +175,8 @@ struct Generate<'a> {
 
 impl Job for Generate<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, adapter, tokenizer, prompts, edits } = self;
-        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+        let Self { args, mut files, adapter, tokenizer, prompts, edits } = self;
+        let mut model = Model::for_generation(&mut backend, &files.config, &mut files.checkpoint)?;
         let adaptation = match &adapter {
             Some(adapter) => Some(Adaptation::applied(&mut backend, &mut model, adapter)?),
             None => None,

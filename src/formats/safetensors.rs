@@ -159,6 +159,11 @@ impl Bytes {
         Self { range: 0..bytes.len(), owner: Owner::Static(bytes) }
     }
 
+    /// Whether they are a file's, mapped.
+    pub(super) fn is_mapped(&self) -> bool {
+        matches!(self.owner, Owner::Mapped(_))
+    }
+
     /// These bytes at an address that is a multiple of `size`: themselves, or a copy.
     pub(super) fn aligned(self, size: usize) -> Self {
         if (self.as_ptr() as usize).is_multiple_of(size) {

@@ -10,6 +10,7 @@ use crate::backend::trace::Trace;
 use crate::formats::gguf::Gguf;
 use crate::formats::gguf::model::GgufModel;
 use crate::formats::prequantized;
+use crate::formats::quantized::WeightView;
 use crate::formats::safetensors::{Checkpoint, Loading};
 
 pub mod activations;
@@ -110,11 +111,32 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// Weights that do not fit the configuration; a device out of memory.
     pub fn new(backend: &mut B, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
+        let source = Source::new(config, checkpoint)?;
+        Self::of_views(backend, &source.config, source.weights())
+    }
+
+    /// The same for passes of a few rows, as when text is generated: with quantised weights as they are fastest there, in memory of the
+    /// device's own ([`Buffers::expect_few_rows`](crate::backend::Buffers::expect_few_rows)). The checkpoint lets go of those that are in
+    /// memory and in no file, so that none is there twice.
+    ///
+    /// # Errors
+    /// As [`Model::new`].
+    pub fn for_generation(backend: &mut B, config: &ModelConfig, checkpoint: &mut Checkpoint) -> Result<Self> {
+        let source = Source::new(config, checkpoint)?;
+        let (config, views) = (source.config.clone(), source.weights().collect::<Result<Vec<_>>>()?);
+        checkpoint.release_quantized();
+        backend.expect_few_rows();
+        Self::of_views(backend, &config, views.into_iter().map(Ok))
+    }
+
+    fn of_views(
+        backend: &mut B,
+        config: &ModelConfig,
+        views: impl Iterator<Item = Result<WeightView>>,
+    ) -> Result<Self> {
         #[cfg(test)]
         LOADED.set(LOADED.get() + 1);
-        let source = Source::new(config, checkpoint)?;
-        let weights = Weights::load(backend, &source)?;
-        Ok(Self { config: source.config, weights })
+        Ok(Self { config: config.clone(), weights: Weights::load(backend, config, views)? })
     }
 }
 

@@ -481,6 +481,11 @@ impl<'a> Source<'a> {
         }))
     }
 
+    /// All weights, in the order of [`ParamId::all`], each as [`Source::weight`] gives it.
+    pub(super) fn weights(&self) -> impl Iterator<Item = Result<WeightView>> {
+        ParamId::all(&self.config).into_iter().map(|id| self.weight(id))
+    }
+
     /// Whether a weight is quantised.
     pub fn is_quantized(&self, id: ParamId) -> bool {
         let name = self.name(id);

@@ -1,6 +1,6 @@
 //! The frozen weights on the device.
 
-use super::param_id::{NormAt, ParamId, Source};
+use super::param_id::{NormAt, ParamId};
 use crate::Result;
 use crate::arch::ModelConfig;
 use crate::arch::Projection;
@@ -75,22 +75,27 @@ pub struct Weights<B: Backend> {
 }
 
 impl<B: Backend> Weights<B> {
-    /// The weights of an opened checkpoint, left in its mapping where the file's form and the device allow.
+    /// The weights of which these are the views, in the order of [`ParamId::all`], left in a file's mapping where the file's form and the
+    /// device allow; each view is let go when the device has its weight.
     ///
     /// # Errors
-    /// A tensor that is missing or has another shape than the architecture says; a device out of memory.
-    pub fn load(backend: &mut B, source: &Source) -> Result<Self> {
-        let load = |id| {
+    /// The first view that is an error; a device out of memory.
+    pub(super) fn load(
+        backend: &mut B,
+        config: &ModelConfig,
+        views: impl Iterator<Item = Result<WeightView>>,
+    ) -> Result<Self> {
+        let load = |(id, view)| {
             if let ParamId::Weight(_, target) = id {
-                source.config.lay_beside(backend, target, usize::MAX);
+                config.lay_beside(backend, target, usize::MAX);
             }
-            match source.weight(id)? {
+            match view? {
                 WeightView::Plain(view) => backend.weight(&view),
                 WeightView::Quantized(view) => backend.quantized_weight(&view),
             }
         };
-        let ids = ParamId::all(&source.config);
-        Ok(Self::assemble(&source.config, ids.into_iter().map(load).collect::<Result<_>>()?))
+        let weights = ParamId::all(config).into_iter().zip(views).map(load).collect::<Result<_>>()?;
+        Ok(Self::assemble(config, weights))
     }
 
     /// The model's weights from those in the order of [`ParamId::all`].

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 
-use llamaprobe::arch::{Dtype, Projection};
+use llamaprobe::arch::{Dtype, ModelConfig, Projection};
 use llamaprobe::backend::Buffers;
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::formats::stops::Stops;
 use llamaprobe::formats::tokenizer::Tokenizer;
-use llamaprobe::model::{Adaptation, GenerationConfig, Layout, LoraShape, Model, Prompt, Sampling};
+use llamaprobe::model::quantize::{QuantizeTo, quantized};
+use llamaprobe::model::{Adaptation, GenerationConfig, Layout, LoraShape, Model, Prompt, Sampling, Source};
 use serde_json::Value;
 
 use crate::support;
@@ -35,6 +37,31 @@ fn run(
 
 fn beam(beams: usize, length_penalty: f64, tokens: usize) -> GenerationConfig<'static> {
     GenerationConfig { sampling: Sampling::Beam { beams, length_penalty }, ..GenerationConfig::greedy(tokens) }
+}
+
+#[test]
+fn generation_with_weights_loaded_for_it_is_that_with_weights_as_they_are_stored() {
+    let dir = support::temp();
+    support::tiny_model::TinyModel { width: 64, head_dim: 16, ffn: 192, ..Default::default() }.write(dir.path());
+    let config = ModelConfig::load(dir.path()).expect("a configuration");
+    let checkpoint = Checkpoint::open(dir.path()).expect("weights");
+    let backend = &mut Cpu::new(Dtype::BF16);
+    for to in [QuantizeTo::Nf4, QuantizeTo::Int8] {
+        let source = Source::new(&config, &checkpoint).expect("the model's weights");
+        let mut checkpoint = quantized(&source, to).expect("quantised");
+        let stored = Model::new(backend, &config, &checkpoint).expect("loads");
+        // Rows of one prompt and of many, and prompts of more rows than are few.
+        let [few, many] = [1, 9].map(|count| prompts(&vec![None; count]));
+        let generation = GenerationConfig::greedy(12);
+        let expected = [&few, &many].map(|prompts| run(backend, &stored, prompts, None, &generation));
+        assert_eq!(checkpoint.quantized().count(), 14);
+        let backend = &mut Cpu::new(Dtype::BF16);
+        let loaded = Model::for_generation(backend, &config, &mut checkpoint).expect("loads");
+        assert_eq!(checkpoint.quantized().count(), 0, "what is in memory is there once");
+        let found = [&few, &many].map(|prompts| run(backend, &loaded, prompts, None, &generation));
+        assert!(found == expected, "{}", to.name());
+        assert!(many.len() > 4 && expected[1].iter().any(|tokens| *tokens != expected[0][0]));
+    }
 }
 
 #[test]

@@ -121,6 +121,10 @@ fn quantised_model_has_the_bits_of_its_values() {
             logits(&model, &mut cpu, &expected)
         });
         assert!(blocks == numbers && blocks.iter().flatten().any(|&x| x != 0.0), "{dtype}");
+        let mut released = checkpoint.clone();
+        let loaded = Model::for_generation(&mut cpu, &config, &mut released).expect("a model");
+        assert!(logits(&loaded, &mut cpu, &expected) == blocks, "{dtype}: loaded for generation");
+        assert_eq!(released.quantized().count(), 8, "what is in a file is left there");
     }
 }
 

@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 
 use bytemuck::Pod;
 
+use super::parallel::{Shared, workers};
+use super::thread_pool::ThreadPool;
 use crate::Result;
 
 /// Bytes of a line of the cache.
@@ -35,13 +38,7 @@ impl<T: Pod> AlignedVec<T> {
     /// If there is no memory for them.
     pub fn zeros(len: usize) -> Result<Self> {
         let bytes = len.saturating_mul(size_of::<T>());
-        let mut lines = Vec::new();
-        lines.try_reserve_exact(bytes.div_ceil(LINE)).map_err(|error| crate::Error::Device {
-            device: "cpu".to_string(),
-            op: "allocation",
-            message: format!("{bytes} bytes: {error}"),
-        })?;
-        in_large_pages(&mut lines);
+        let mut lines = reserved(bytes)?;
         lines.resize(bytes.div_ceil(LINE), Line([0; LINE]));
         Ok(Self { lines, len, elements: PhantomData })
     }
@@ -65,6 +62,49 @@ impl<T: Pod> AlignedVec<T> {
     }
 }
 
+impl AlignedVec<u8> {
+    /// So many parts of `len` bytes, zeros of which `make(part, its bytes)` makes what it shall be; threads share the parts, and with them
+    /// the time that the system takes for new memory.
+    ///
+    /// # Errors
+    /// If there is no memory for them.
+    ///
+    /// # Panics
+    /// If a part is not whole lines.
+    pub fn in_parts(
+        pool: &ThreadPool,
+        parts: usize,
+        len: usize,
+        make: impl Fn(usize, &mut [u8]) + Sync,
+    ) -> Result<Self> {
+        assert!(len.is_multiple_of(LINE), "memory: parts of {len} bytes");
+        let mut lines: Vec<Line> = reserved(parts.saturating_mul(len))?;
+        let shared = Shared::new(lines.spare_capacity_mut());
+        workers(pool, &mut vec![(); pool.threads()], parts, |(), part| {
+            // SAFETY: every part is one task's.
+            let part_lines = unsafe { shared.at(part * (len / LINE), len / LINE) };
+            part_lines.fill(MaybeUninit::new(Line([0; LINE])));
+            // SAFETY: they were written, and any bytes are of the type.
+            make(part, unsafe { std::slice::from_raw_parts_mut(part_lines.as_mut_ptr().cast(), len) });
+        });
+        // SAFETY: every part was written.
+        unsafe { lines.set_len(parts * (len / LINE)) };
+        Ok(Self { lines, len: parts * len, elements: PhantomData })
+    }
+}
+
+/// Room for so many bytes.
+fn reserved(bytes: usize) -> Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    lines.try_reserve_exact(bytes.div_ceil(LINE)).map_err(|error| crate::Error::Device {
+        device: "cpu".to_string(),
+        op: "allocation",
+        message: format!("{bytes} bytes: {error}"),
+    })?;
+    in_large_pages(&mut lines);
+    Ok(lines)
+}
+
 /// Asks the system for large pages behind the elements of a buffer, where whole ones fit: it clears each page when that is first
 /// written, and a small one at a time that takes longer than the writing.
 pub fn in_large_pages<T>(buffer: &mut Vec<T>) {
@@ -81,6 +121,21 @@ pub fn in_large_pages<T>(buffer: &mut Vec<T>) {
     }
     #[cfg(not(all(target_os = "linux", target_arch = "x86_64", not(miri))))]
     let _ = buffer;
+}
+
+/// Prefetches elements into the first-level cache.
+#[inline(always)]
+pub fn prefetch<S>(x: &[S]) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for line in x.chunks(LINE / size_of::<S>()) {
+            // SAFETY: changes nothing but the cache.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = x;
 }
 
 impl<T: Pod> Default for AlignedVec<T> {

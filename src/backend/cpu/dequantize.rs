@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+use super::interleaved::Interleaved;
 #[cfg(target_arch = "x86_64")]
 use super::isa::InstructionSet;
 use super::simd::{self, Isa, multiversion};
@@ -10,6 +11,54 @@ use crate::quantization::{BlockFormat, NF4_VALUES, QuantizedMatrix};
 
 /// Elements that are decoded to single precision at once where they are wanted narrower: they stay in the first-level cache.
 const CHUNK: usize = 512;
+
+/// A quantised matrix, however it lies.
+#[derive(Clone, Copy)]
+pub enum Coded<'a> {
+    /// Row after row.
+    Rows(QuantizedMatrix<'a>),
+    /// In groups of rows.
+    Interleaved(&'a Interleaved),
+}
+
+impl Coded<'_> {
+    /// `[rows, columns]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Rows(matrix) => [matrix.rows, matrix.columns],
+            Self::Interleaved(matrix) => matrix.shape(),
+        }
+    }
+
+    /// `out = ` elements of a row from element `from` on.
+    ///
+    /// # Panics
+    /// If the matrix has no such row or element.
+    pub fn dequantize(&self, isa: Isa, out: &mut [f32], row: usize, from: usize) {
+        match self {
+            Self::Rows(matrix) => dequantize(isa, out, matrix, row, from),
+            Self::Interleaved(matrix) => {
+                let mut narrow = [bf16::ZERO; CHUNK];
+                for (part, out) in out.chunks_mut(CHUNK).enumerate() {
+                    let narrow = &mut narrow[..out.len()];
+                    matrix.read(isa, narrow, row, from + part * CHUNK);
+                    simd::widen(isa, out, narrow);
+                }
+            }
+        }
+    }
+
+    /// The same, rounded to bfloat16.
+    ///
+    /// # Panics
+    /// As above.
+    pub fn dequantize_bf16(&self, isa: Isa, out: &mut [bf16], row: usize, from: usize) {
+        match self {
+            Self::Rows(matrix) => dequantize_bf16(isa, out, matrix, row, from),
+            Self::Interleaved(matrix) => matrix.read(isa, out, row, from),
+        }
+    }
+}
 
 multiversion! {
     fn by_loops[](out: &mut [f32], matrix: &QuantizedMatrix<'_>, row: usize, from: usize) {
@@ -32,7 +81,7 @@ pub fn dequantize(isa: Isa, out: &mut [f32], matrix: &QuantizedMatrix<'_>, row: 
 }
 
 /// The same, rounded to bfloat16: where the instruction set rounds to it and blocks allow that, a unit at a time in registers.
-pub fn dequantize_bf16(isa: Isa, out: &mut [bf16], matrix: &QuantizedMatrix<'_>, row: usize, from: usize) {
+fn dequantize_bf16(isa: Isa, out: &mut [bf16], matrix: &QuantizedMatrix<'_>, row: usize, from: usize) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_pairs() && in_units(matrix, row, [from, out.len()]) {
         let at = matrix.stored_row(row) * matrix.columns + from;

@@ -33,7 +33,8 @@
 //!
 //! Weights of another dtype, and quantised ones, are never expanded as a whole, but in blocks that stay in cache: packing decodes
 //! them. So a product with a quantised weight has the bits of that with its values, rounded to the compute dtype, in a file. With
-//! a few rows on the left nothing is packed: see [`skinny`]. (Goto and van de Geijn 2008 describe the loops around the tile.)
+//! a few rows on the left nothing is packed: see [`skinny`]. Quantised weights in groups of rows
+//! ([`interleaved`](super::interleaved)) are the vector operand, since they are decoded to panels. (Goto and van de Geijn 2008 describe the loops around the tile.)
 //!
 //! The files, from the bottom: [`microkernel`] and `amx`, loops in registers; [`tile`], blocks of the result;
 //! [`operand`], matrices in memory; [`transpose`], [`packing`] and [`skinny`]; [`kernels`], which of them an instruction set
@@ -54,10 +55,11 @@ use self::kernels::{KernelSet, Kernels};
 use self::microkernel::PAIR_STEP;
 pub use self::operand::Operand;
 use self::packing::{pack_panels, pack_rows};
-use self::skinny::{Skinny, SkinnyKernel, SkinnyProduct};
+use self::skinny::{Skinny, SkinnyProduct};
 use self::tile::{BroadcastOperand, DEPTH, Tiles, VectorOperand};
 use self::transpose::Transposer;
 use super::aligned::AlignedVec;
+use super::interleaved;
 use super::parallel::{Shared, workers, workers_ahead};
 use super::simd::{Float, Isa};
 use super::thread_pool::ThreadPool;
@@ -84,9 +86,9 @@ const VECTORS: usize = 12;
 /// Tiles' worth of rows of a task, at most, where the right operand is broadcast: 8 x 14 rows are what a tile keeps in the
 /// second-level cache (`cached`), so that a task passes once over the panels of the left operand.
 const TILES: usize = 8;
-/// Groups of columns of a task of a few rows with a quantised operand, at most: with tasks of 4 groups int8 in rows of 11008 bytes has
-/// 0.97 of the rate, of one 0.85 (AMD Zen 5).
-const SKINNY_GROUPS: usize = 16;
+/// Columns of a task of a few rows with a quantised operand, at most: with tasks of 128 columns int8 in rows of 11008 bytes has 0.97
+/// of the rate, of 32 0.85 (AMD Zen 5).
+const SKINNY_COLUMNS: usize = 512;
 /// Length of k below which transposing the right operand is cheaper than transposing the result.
 const SHALLOW: usize = 128;
 
@@ -296,7 +298,8 @@ impl<A: Float> Gemm<A> {
         let used = if m * n * k < SMALL { 1 } else { self.slots.len() };
         let skinny = if split { None } else { self.skinny_for(m, k, &right) };
         let small = if tiles.whole_lines { m >= MANY } else { n * k < m.min(CHUNK) * (n + k) };
-        let right_in_vectors = right.transposed || n <= 2 * tiles.lanes || k < SHALLOW || small;
+        let right_in_vectors =
+            right.transposed || right.is_interleaved() || n <= 2 * tiles.lanes || k < SHALLOW || small;
         let most = match tiles.whole_lines && !right_in_vectors {
             true => PANEL_BYTES / (size_of::<A>() * parts[0] * block) / CHUNK_STEP * CHUNK_STEP,
             false => CHUNK,
@@ -317,7 +320,7 @@ impl<A: Float> Gemm<A> {
     }
 
     /// What multiplies `m` rows with an operand, if they are few, and whether it decodes what is quantised itself.
-    fn skinny_for(&self, m: usize, k: usize, right: &Operand<'_, A>) -> Option<(SkinnyKernel<A>, bool)> {
+    fn skinny_for(&self, m: usize, k: usize, right: &Operand<'_, A>) -> Option<(Skinny<A>, bool)> {
         let few = |skinny: &Skinny<A>| m <= skinny.rows;
         let KernelSet { skinny, skinny_lines, skinny_halves, skinny_pairs, skinny_decoding, .. } = self.kernels;
         if right.transposed {
@@ -327,7 +330,11 @@ impl<A: Float> Gemm<A> {
             skinny_decoding.filter(|decoding| right.pairs.is_some() && (decoding.takes)(right, 2 * k))
             && few(&decoding.skinny)
         {
-            return Some((decoding.skinny.kernel, true));
+            return Some((decoding.skinny, true));
+        }
+        if right.is_interleaved() {
+            let whole = right.pairs.is_some() && right.from.is_multiple_of(right.stride) && 2 * k == right.stride;
+            return self.kernels.skinny_interleaved.filter(|skinny| whole && few(skinny)).map(|skinny| (skinny, true));
         }
         let is_there = right.is_quantized() || right.direct().is_some();
         let chosen = match right.pairs {
@@ -339,7 +346,7 @@ impl<A: Float> Gemm<A> {
                 skinny_lines.filter(|_| is_there).or(halves).or(skinny.filter(|_| right.rounding.is_none()))
             }
         };
-        chosen.filter(few).map(|skinny| (skinny.kernel, false))
+        chosen.filter(few).map(|skinny| (skinny, false))
     }
 
     /// A product of a few rows, by a kernel that decodes what is quantised or not.
@@ -347,7 +354,7 @@ impl<A: Float> Gemm<A> {
         &mut self,
         shape: Shape<A>,
         used: usize,
-        (kernel, decodes): (SkinnyKernel<A>, bool),
+        (Skinny { kernel, columns: most, .. }, decodes): (Skinny<A>, bool),
         left: Operand<'_, A>,
         right: Operand<'_, A>,
         sink: &dyn Sink<A>,
@@ -356,13 +363,13 @@ impl<A: Float> Gemm<A> {
         let Self { isa, pool, kernels, left: memory, slots, .. } = self;
         let isa = *isa;
         let memory = pack_left(pool, &mut slots[..used], kernels.transposer, memory, shape, left);
-        let groups = if decodes { share(n.div_ceil(skinny::COLUMNS), used, SKINNY_GROUPS) } else { 1 };
-        let width = groups * skinny::COLUMNS;
+        let groups = if decodes { share(n.div_ceil(most), used, SKINNY_COLUMNS / most) } else { 1 };
+        let width = groups * most;
         let compute = |slot: &mut Slot<A>, task: usize, next: Option<usize>| {
             let end = n.min((task + 1) * width);
-            for column in (task * width..end).step_by(skinny::COLUMNS) {
-                let columns = skinny::COLUMNS.min(n - column);
-                let sums = slot.sums.grow(m * skinny::COLUMNS);
+            for column in (task * width..end).step_by(most) {
+                let columns = most.min(n - column);
+                let sums = slot.sums.grow(m * most);
                 let right = right.skip(column);
                 let right = match right.is_quantized() && !decodes {
                     true => decoded(isa, &mut slot.right, right, [columns, k]),
@@ -371,7 +378,7 @@ impl<A: Float> Gemm<A> {
                 let next = Some(column + columns).filter(|&next| next < end).or(next.map(|task| task * width));
                 let next = next.map(|next| next - column);
                 kernel(SkinnyProduct { sums, left: memory, right, next, m, columns, k, block });
-                for (row, line) in sums.chunks_exact(skinny::COLUMNS).enumerate() {
+                for (row, line) in sums.chunks_exact(most).enumerate() {
                     sink.row(row, column, &line[..columns]);
                 }
             }
@@ -401,8 +408,9 @@ impl<A: Float> Gemm<A> {
             None => pack_left(pool, &mut slots[..used], transposer, memory, shape, left),
             Some(_) => &[],
         };
-        let vectors = n.div_ceil(tiles.lanes);
-        let width = share(vectors, used, VECTORS) * tiles.lanes;
+        // What is in groups is decoded a group at a time.
+        let unit = if right.is_interleaved() { interleaved::COLUMNS } else { tiles.lanes };
+        let width = share(n.div_ceil(unit), used, VECTORS * tiles.lanes / unit) * unit;
         let across = n.div_ceil(width);
         // Where there are too few columns for all threads, the rows are cut as well.
         let down = share(m.div_ceil(tiles.rows), used.div_ceil(across), CHUNK) * tiles.rows;

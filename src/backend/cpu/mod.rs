@@ -1,7 +1,8 @@
 //! The CPU as a backend: a pool of threads, vectors of the best instruction set there is.
 //!
 //! [`Cpu`] is told its compute dtype when it is opened; an operation whose loops depend on it is compiled for each
-//! (`kernel.rs`), all else once. Weights stay in their file's mapping and are converted where they are read.
+//! (`kernel.rs`), all else once. Weights stay in their file's mapping and are converted where they are read; quantised ones of a model
+//! that generates text are brought into another layout (`interleaved.rs`).
 
 mod activation;
 mod adamw;
@@ -17,6 +18,7 @@ mod edit;
 mod embed;
 mod float;
 mod gemm;
+mod interleaved;
 mod isa;
 mod kernel;
 mod layer_norm;
@@ -59,6 +61,8 @@ pub use weight::Weight;
 pub struct Cpu<A = f32> {
     cx: Context<A>,
     dtype: Dtype,
+    /// Whether weights are for passes of a few rows.
+    few_rows: bool,
     recorder: Option<Recorder>,
     interrupt: Interrupt,
 }
@@ -110,7 +114,7 @@ impl<A: Kernels> Cpu<A> {
         if split {
             cx.gemm = cx.gemm.split();
         }
-        Self { cx, dtype, recorder: None, interrupt: Interrupt::default() }
+        Self { cx, dtype, few_rows: false, recorder: None, interrupt: Interrupt::default() }
     }
 
     /// The same, to be stopped by `interrupt`.
@@ -162,8 +166,15 @@ impl<A: Float> Buffers for Cpu<A> {
         Weight::mapped(view, self.dtype)
     }
 
+    fn expect_few_rows(&mut self) {
+        self.few_rows = true;
+    }
+
     fn quantized_weight(&mut self, view: &QuantizedView) -> Result<Weight> {
-        Weight::quantized(view, self.dtype)
+        match self.few_rows {
+            true => Weight::interleaved(self.cx.exec.isa, &self.cx.exec.pool, view, self.dtype),
+            false => Weight::quantized(view, self.dtype),
+        }
     }
 
     fn trainable_weight(&mut self, params: &Vec<A>, offset: usize, len: usize) -> Result<Weight> {

@@ -2,15 +2,16 @@
 
 use super::aligned::AlignedVec;
 use super::buffer::HostBuffer;
-use super::dequantize::dequantize;
+use super::dequantize::Coded;
 use super::gemm::Operand;
 use super::gemm::operand::Elements;
+use super::interleaved::Interleaved;
 use super::simd::{self, Float, Isa};
+use super::thread_pool::ThreadPool;
 use crate::arch::Dtype;
 use crate::backend::{HostSlice, Len};
 use crate::formats::quantized::QuantizedView;
 use crate::formats::safetensors::TensorView;
-use crate::quantization::QuantizedMatrix;
 use crate::{Error, Result};
 
 /// A weight of the checkpoint, or one that is trained.
@@ -26,6 +27,8 @@ enum Store {
     Owned(HostBuffer),
     /// Where its bytes are, its parts checked.
     Quantized(QuantizedView),
+    /// In memory of its own, and its name.
+    Interleaved(Box<Interleaved>, String),
 }
 
 impl Weight {
@@ -68,6 +71,18 @@ impl Weight {
         Ok(Self { store: Store::Quantized(view.clone()), rounding })
     }
 
+    /// The same in memory of its own, as products of a few rows are fast with; where there is nothing that is faster, where its bytes are.
+    ///
+    /// # Errors
+    /// As [`Weight::quantized`]; no memory for it.
+    pub fn interleaved(isa: Isa, pool: &ThreadPool, view: &QuantizedView, compute: Dtype) -> Result<Self> {
+        let weight = Self::quantized(view, compute)?;
+        match if compute == Dtype::BF16 { Interleaved::of(isa, pool, &view.matrix())? } else { None } {
+            Some(matrix) => Ok(Self { store: Store::Interleaved(Box::new(matrix), view.name.clone()), ..weight }),
+            None => Ok(weight),
+        }
+    }
+
     /// A weight of the backend's own, `params` rounded to the compute dtype.
     ///
     /// # Errors
@@ -88,7 +103,9 @@ impl Weight {
                 let params = &params[..own.len()];
                 simd::narrow_into(isa, own, params);
             }
-            Store::Mapped(TensorView { name, .. }, _) | Store::Quantized(QuantizedView { name, .. }) => {
+            Store::Mapped(TensorView { name, .. }, _)
+            | Store::Quantized(QuantizedView { name, .. })
+            | Store::Interleaved(_, name) => {
                 panic!("refresh_weight: {name} is frozen")
             }
         }
@@ -105,6 +122,7 @@ impl Weight {
                 Dtype::F16 => HostSlice::F16(view.as_slice().expect(CHECKED)),
             },
             Store::Quantized(view) => return Elements::Quantized(view.matrix()),
+            Store::Interleaved(matrix, _) => return Elements::Interleaved(matrix),
         })
     }
 
@@ -119,6 +137,11 @@ impl Weight {
                 assert!(matrix.columns == stride, "cpu: rows of {stride} of a quantised matrix of {}", matrix.columns);
                 Operand::quantized(matrix)
             }
+            Elements::Interleaved(matrix) => {
+                let [_, columns] = matrix.shape();
+                assert!(columns == stride, "cpu: rows of {stride} of a quantised matrix of {columns}");
+                Operand::interleaved(matrix)
+            }
         };
         operand.rounded(self.rounding.map(simd::rounding))
     }
@@ -127,7 +150,8 @@ impl Weight {
     pub fn read<A: Float>(&self, isa: Isa, out: &mut [A], from: usize) {
         match self.elements() {
             Elements::Floats(elements) => simd::read(isa, out, elements, from),
-            Elements::Quantized(matrix) => read_quantized(isa, out, &matrix, from),
+            Elements::Quantized(matrix) => read_quantized(isa, out, &Coded::Rows(matrix), from),
+            Elements::Interleaved(matrix) => read_quantized(isa, out, &Coded::Interleaved(matrix), from),
         }
         if let Some(dtype) = self.rounding {
             simd::rounding(dtype)(isa, out);
@@ -148,6 +172,7 @@ impl Len for Weight {
             Store::Owned(own) => own.len(),
             Store::Mapped(view, _) => view.len(),
             Store::Quantized(view) => view.len(),
+            Store::Interleaved(matrix, _) => matrix.shape().iter().product(),
         }
     }
 
@@ -155,18 +180,20 @@ impl Len for Weight {
         match &self.store {
             Store::Owned(_) | Store::Mapped(..) => None,
             Store::Quantized(view) => Some(view.stored_bytes()),
+            Store::Interleaved(matrix, _) => Some(matrix.bytes()),
         }
     }
 }
 
 /// `out = ` the elements of all rows from `from` on, as many at once as stay in the first-level cache.
-fn read_quantized<A: Float>(isa: Isa, mut out: &mut [A], matrix: &QuantizedMatrix<'_>, mut from: usize) {
+fn read_quantized<A: Float>(isa: Isa, mut out: &mut [A], matrix: &Coded<'_>, mut from: usize) {
+    let [_, columns] = matrix.shape();
     let mut wide = [0.0f32; 1024];
     while !out.is_empty() {
-        let (row, column) = (from / matrix.columns, from % matrix.columns);
-        let len = out.len().min(wide.len()).min(matrix.columns - column);
+        let (row, column) = (from / columns, from % columns);
+        let len = out.len().min(wide.len()).min(columns - column);
         let (part, rest) = out.split_at_mut(len);
-        dequantize(isa, &mut wide[..len], matrix, row, column);
+        matrix.dequantize(isa, &mut wide[..len], row, column);
         simd::read(isa, part, HostSlice::F32(&wide), 0);
         (out, from) = (rest, from + len);
     }

@@ -164,6 +164,11 @@ impl Checkpoint {
         self
     }
 
+    /// Lets go of the quantised matrices that are in memory and in no file; views of them stay.
+    pub fn release_quantized(&mut self) {
+        self.quantized.retain(|_, view| view.codes.is_mapped());
+    }
+
     /// The shards that an index names, in their order.
     ///
     /// # Errors

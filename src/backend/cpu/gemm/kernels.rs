@@ -9,7 +9,9 @@ use super::super::isa::{InstructionSet, Isa};
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::microkernel;
-use super::skinny::{Decoding, Skinny, skinny_decoding, skinny_f32, skinny_halves, skinny_lines, skinny_pairs};
+use super::skinny::{
+    Decoding, Skinny, skinny_decoding, skinny_f32, skinny_halves, skinny_interleaved, skinny_lines, skinny_pairs,
+};
 use super::tile::Tiles;
 use super::transpose::Transposer;
 
@@ -38,6 +40,8 @@ pub struct KernelSet<A> {
     pub skinny_pairs: Option<Skinny<A>>,
     /// For a few rows in pairs, whose other operand is quantised.
     pub skinny_decoding: Option<Decoding<A>>,
+    /// For a few rows in pairs, whose other operand is quantised in groups of rows.
+    pub skinny_interleaved: Option<Skinny<A>>,
 }
 
 /// An accumulation dtype with kernels for its products: `f32` and `f64`.
@@ -149,6 +153,7 @@ impl Kernels for f32 {
             skinny_halves: skinny_halves(isa),
             skinny_pairs: skinny_pairs(isa),
             skinny_decoding: skinny_decoding(isa),
+            skinny_interleaved: skinny_interleaved(isa),
         }
     }
 }
@@ -164,6 +169,7 @@ impl Kernels for f64 {
             skinny_halves: None,
             skinny_pairs: None,
             skinny_decoding: None,
+            skinny_interleaved: None,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+use super::super::interleaved::Interleaved;
 use super::super::simd::{Element, Float, Isa};
 use super::microkernel::PAIR_STEP;
 use super::tile::BroadcastOperand;
@@ -15,6 +16,8 @@ pub enum Elements<'a> {
     Floats(HostSlice<'a>),
     /// Those of a quantised matrix, row after row: they are decoded where they are packed.
     Quantized(QuantizedMatrix<'a>),
+    /// The same in groups of rows.
+    Interleaved(&'a Interleaved),
 }
 
 impl Elements<'_> {
@@ -22,6 +25,7 @@ impl Elements<'_> {
         match self {
             Self::Floats(data) => data.len(),
             Self::Quantized(matrix) => matrix.rows * matrix.columns,
+            Self::Interleaved(matrix) => matrix.shape().iter().product(),
         }
     }
 }
@@ -66,6 +70,11 @@ impl<'a, A: Float> Operand<'a, A> {
     /// A weight that is quantised: element `(i, k)` is `(i, k)` of the matrix.
     pub fn quantized(matrix: QuantizedMatrix<'a>) -> Self {
         Self::of(Elements::Quantized(matrix), matrix.columns).of_weight()
+    }
+
+    /// The same of one in groups of rows.
+    pub fn interleaved(matrix: &'a Interleaved) -> Self {
+        Self::of(Elements::Interleaved(matrix), matrix.shape()[1]).of_weight()
     }
 
     fn of(data: Elements<'a>, stride: usize) -> Self {
@@ -118,6 +127,11 @@ impl<'a, A: Float> Operand<'a, A> {
     /// Whether its elements must be decoded.
     pub(super) fn is_quantized(&self) -> bool {
         matches!(self.data, Elements::Quantized(_))
+    }
+
+    /// Whether it is quantised in groups of rows.
+    pub(super) fn is_interleaved(&self) -> bool {
+        matches!(self.data, Elements::Interleaved(_))
     }
 
     /// Its elements where they lie, if the tiles can broadcast them from there.

@@ -6,6 +6,8 @@
 pub mod pairs;
 pub mod quantized;
 
+use super::super::aligned::prefetch;
+use super::super::dequantize::Coded;
 use super::super::simd::{Element, Float, Visit, multiversion};
 use super::operand::{Elements, Operand};
 use super::transpose::Transposer;
@@ -21,7 +23,12 @@ pub fn pack_rows<A: Float>(
     let isa = transposer.isa();
     let data = match from.data {
         Elements::Floats(data) => data,
-        Elements::Quantized(matrix) => return quantized::pack_rows(isa, (to, row), &matrix, from, count, depth),
+        Elements::Quantized(matrix) => {
+            return quantized::pack_rows(isa, (to, row), &Coded::Rows(matrix), from, count, depth);
+        }
+        Elements::Interleaved(matrix) => {
+            return quantized::pack_rows(isa, (to, row), &Coded::Interleaved(matrix), from, count, depth);
+        }
     };
     if let Some(k) = from.pairs {
         return pairs::pack_rows(isa, (bytemuck::cast_slice_mut(to), row), (from, data), count, depth, k);
@@ -44,7 +51,10 @@ pub fn pack_panels<A: Float>(
     let data = match from.data {
         Elements::Floats(data) => data,
         Elements::Quantized(matrix) => {
-            return quantized::pack_panels(transposer, lanes, to, &matrix, from, [count, depth]);
+            return quantized::pack_panels(transposer, lanes, to, &Coded::Rows(matrix), from, [count, depth]);
+        }
+        Elements::Interleaved(matrix) => {
+            return quantized::pack_panels(transposer, lanes, to, &Coded::Interleaved(matrix), from, [count, depth]);
         }
     };
     if let Some(k) = from.pairs {
@@ -102,22 +112,6 @@ impl<A: Float> Visit<A> for Packing<'_, '_, A> {
 
 /// Steps along k ahead of the current one that are prefetched: rows of a weight lie far apart.
 const AHEAD: usize = 4;
-
-/// Prefetches elements into the first-level cache.
-#[inline(always)]
-fn prefetch<S>(x: &[S]) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        const LINE: usize = 64;
-        for line in x.chunks(LINE / size_of::<S>()) {
-            // SAFETY: changes nothing but the cache.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-        }
-    }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = x;
-}
 
 /// Copies the first `N` elements.
 #[inline(always)]

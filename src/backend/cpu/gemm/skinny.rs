@@ -3,11 +3,13 @@
 //! Packing would cost as much as the product, so the weights go from memory straight into registers, where squares of
 //! them are transposed. An element of the result is the same chain of multiply-adds in the order of k as elsewhere. Threads
 //! share the columns, [`COLUMNS`] at a time. What lies in elements of four bytes goes by [`lines`]: with AVX-512 up to 8 rows, since
-//! the 16 that the tiles would take are then no faster. What is quantised is decoded first, [`COLUMNS`] at a time, or by [`blocks`] in
-//! registers.
+//! the 16 that the tiles would take are then no faster. What is quantised is decoded first, [`COLUMNS`] at a time, or in registers: by
+//! [`blocks`] where it lies row after row, by [`interleaved`] where it lies in groups of rows.
 
 #[cfg(target_arch = "x86_64")]
 mod blocks;
+#[cfg(target_arch = "x86_64")]
+mod interleaved;
 #[cfg(target_arch = "x86_64")]
 mod lines;
 
@@ -23,10 +25,10 @@ use super::tile::{BroadcastOperand, DEPTH};
 /// Rows up to which this pays for operands of any dtype.
 #[cfg(target_arch = "x86_64")]
 const ROWS: usize = 4;
-/// Columns of the result that are computed at once, at most: four squares, the groups of one row.
+/// Columns of the result that most kernels compute at once, at most: four squares, the groups of one row.
 pub const COLUMNS: usize = 32;
 
-/// A product `sums [m, COLUMNS] = left [m, k] right [columns, k]^T`.
+/// A product `sums [m, columns of the kernel] = left [m, k] right [columns, k]^T`.
 pub struct SkinnyProduct<'a, A> {
     /// The result, of which `columns` columns are set.
     pub sums: &'a mut [A],
@@ -38,7 +40,7 @@ pub struct SkinnyProduct<'a, A> {
     pub next: Option<usize>,
     /// At most as many as the kernel takes.
     pub m: usize,
-    /// At most [`COLUMNS`].
+    /// At most as many as the kernel computes at once.
     pub columns: usize,
     /// Length of the sums.
     pub k: usize,
@@ -56,6 +58,8 @@ pub struct Skinny<A> {
     pub rows: usize,
     /// ... and from which on, unless rows of the other operand share sets of the cache.
     pub from: usize,
+    /// Columns of the result that it computes at once.
+    pub columns: usize,
     /// What computes them.
     pub kernel: SkinnyKernel<A>,
 }
@@ -76,9 +80,9 @@ pub fn skinny_f32(isa: Isa) -> Option<Skinny<f32>> {
         // The CPU has AVX2 and FMA, which all others include.
         let kernel = |product: SkinnyProduct<'_, f32>| match product.right.data {
             Elements::Floats(data) => f32::visit(data, Avx2(product)),
-            Elements::Quantized(_) => panic!("skinny: an operand that was not decoded"),
+            Elements::Quantized(_) | Elements::Interleaved(_) => panic!("skinny: an operand that was not decoded"),
         };
-        return Some(Skinny { rows: ROWS, from: 1, kernel });
+        return Some(Skinny { rows: ROWS, from: 1, columns: COLUMNS, kernel });
     }
     let _ = isa;
     None
@@ -91,6 +95,7 @@ macro_rules! in_lines {
         Some(Skinny {
             rows: [$($rows),*].len(),
             from: $from,
+            columns: COLUMNS,
             kernel: |product| {
                 let right = $operand(&product).expect("skinny: an operand that does not lie as the kernel reads it");
                 let product = SkinnyProduct { k: product.k / $numbers, block: product.block / $numbers, ..product };
@@ -142,9 +147,20 @@ pub fn skinny_decoding(isa: Isa) -> Option<Decoding<f32>> {
     #[cfg(target_arch = "x86_64")]
     if isa.set() == InstructionSet::Avx512Bf16 {
         return Some(Decoding {
-            skinny: Skinny { rows: blocks::ROWS, from: 1, kernel: blocks::multiply },
+            skinny: Skinny { rows: blocks::ROWS, from: 1, columns: COLUMNS, kernel: blocks::multiply },
             takes: blocks::takes,
         });
+    }
+    let _ = isa;
+    None
+}
+
+/// For quantised operands in groups of rows, in pairs of bfloat16.
+pub fn skinny_interleaved(isa: Isa) -> Option<Skinny<f32>> {
+    #[cfg(target_arch = "x86_64")]
+    if isa.set() == InstructionSet::Avx512Bf16 {
+        let (rows, columns) = (interleaved::ROWS, super::super::interleaved::COLUMNS);
+        return Some(Skinny { rows, from: 1, columns, kernel: interleaved::multiply });
     }
     let _ = isa;
     None

@@ -3,7 +3,8 @@
 
 use half::{bf16, f16};
 
-use super::super::dequantize::dequantize;
+use super::super::dequantize::{Coded, dequantize};
+use super::super::interleaved::Interleaved;
 use super::super::isa::{InstructionSet, tests::isas};
 use super::super::simd::{Element, rounding};
 use super::tests::{numbers, run, stored};
@@ -231,6 +232,81 @@ fn gemm_of_quantised_weights_in_double_precision_is_that_of_their_values() {
                 let found = product(Operand::quantized(matrix));
                 assert!(found == product(Operand::new(&wide, columns)), "{isa:?} {format} transposed {transposed}");
             }
+        }
+    }
+}
+
+/// The formats that have a layout in groups of rows.
+const GROUPED: [BlockFormat; 7] = [
+    BlockFormat::Int8Rows,
+    BlockFormat::NF4,
+    BlockFormat::Q8_0,
+    BlockFormat::Q4_0,
+    BlockFormat::Q4K,
+    BlockFormat::Q5K,
+    BlockFormat::Q6K,
+];
+
+/// The matrix in groups of rows, on an instruction set that has kernels for these.
+fn grouped(isa: Isa, matrix: &QuantizedMatrix<'_>) -> Option<Interleaved> {
+    Interleaved::of(isa, &ThreadPool::new(2), matrix).expect("memory")
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "millions of multiply-adds")]
+fn gemm_of_weights_in_groups_has_the_bits_of_their_values_for_any_number_of_rows() {
+    for isa in isas() {
+        for (format, rows) in GROUPED.into_iter().flat_map(|format| [(format, 37), (format, 150)]) {
+            // Eleven blocks of NF4, of which four share a largest magnitude where scales are quantised.
+            let columns = if format == BlockFormat::NF4 { 704 } else { 512 };
+            let random = Random::new(format, [rows, columns], 61);
+            // The larger of NF4 with scales that are quantised.
+            let random = if format == BlockFormat::NF4 && rows > 64 { random.nested(62) } else { random };
+            for (matrix, reversed) in [true, false].map(|reversed| (random.matrix(reversed), reversed)) {
+                let matrix = QuantizedMatrix { rounding: reversed.then_some(Dtype::BF16), ..matrix };
+                let Some(interleaved) = grouped(isa, &matrix) else {
+                    assert!(isa.set() != InstructionSet::Avx512Bf16, "{format}");
+                    continue;
+                };
+                let wide = values(&matrix);
+                let mut gemm = Gemm::<f32>::new(isa, ThreadPool::new(2));
+                // Rows, elements along k from one on or the other way round, and how many of them.
+                let forward = if reversed { &[1, 2, 3, 4, 5, 391][..] } else { &[4, 40] };
+                let forward = forward.iter().map(|&m| (m, false, 0, columns));
+                for (m, transposed, from, k) in
+                    forward.chain([(1, false, 64, 256), (9, false, 40, 80), (9, true, 0, rows)])
+                {
+                    let n = if transposed { columns } else { rows };
+                    let left: Vec<bf16> = stored::<f32, bf16>(&numbers(m * k, 7));
+                    let [found, expected] =
+                        [Operand::interleaved(&interleaved), Operand::new(&wide, columns).of_weight()].map(|right| {
+                            let right = right.rounded(Some(rounding(Dtype::BF16))).along(from);
+                            let right = if transposed { right.transposed() } else { right };
+                            run(&mut gemm, [m, n, k], Operand::new(&left, k), right)
+                        });
+                    let what = format!(
+                        "{format} [{rows}, {columns}] {reversed}: {m} rows, transposed {transposed}, {k} from {from}"
+                    );
+                    assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}");
+                    assert!(found.iter().any(|&x| x != 0.0), "{what}: zeros");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_in_groups_are_read_as_their_values_rounded() {
+    for (isa, format) in isas().into_iter().flat_map(|isa| GROUPED.map(|format| (isa, format))) {
+        let random = Random::new(format, [70, 512], 71);
+        let matrix = random.matrix(true);
+        let Some(interleaved) = grouped(isa, &matrix) else { continue };
+        let expected: Vec<u32> = values(&matrix).into_iter().map(|x| bf16::from_f32(x).to_f32().to_bits()).collect();
+        for (row, from, len) in [(0, 0, 512), (63, 31, 2), (64, 1, 500), (69, 64, 0), (69, 479, 33)] {
+            let mut found = vec![f32::NAN; len];
+            Coded::Interleaved(&interleaved).dequantize(isa, &mut found, row, from);
+            let found: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
+            assert!(found == expected[row * 512 + from..][..len], "{format} row {row}, {len} from {from}");
         }
     }
 }

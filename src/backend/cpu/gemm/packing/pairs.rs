@@ -2,12 +2,13 @@
 
 use half::bf16;
 
+use super::super::super::aligned::prefetch;
 use super::super::super::isa::InstructionSet;
 use super::super::super::simd::{Element, Float, Isa, Visit, multiversion};
 use super::super::operand::{Operand, Pairs, as_pairs};
 use super::super::tile::DEPTHS;
 use super::super::transpose::Transposer;
-use super::{AHEAD, prefetch};
+use super::AHEAD;
 use crate::backend::HostSlice;
 
 /// Packs `count` rows of `depth` pairs at distance `row` pairs; elements behind the last along k are zeros.

@@ -3,12 +3,13 @@
 
 use half::bf16;
 
-use super::super::super::dequantize::{dequantize, dequantize_bf16};
+use super::super::super::aligned::prefetch;
+use super::super::super::dequantize::Coded;
+use super::super::super::interleaved::COLUMNS;
 use super::super::super::simd::{self, Element, Float, Isa};
 use super::super::operand::{Operand, Pairs};
 use super::super::transpose::Transposer;
 use crate::backend::HostSlice;
-use crate::quantization::QuantizedMatrix;
 
 /// Elements along k that are decoded at once of the rows of a panel, which are contiguous along k: 32 rows are 16 KiB.
 const ALONG: usize = 128;
@@ -28,7 +29,7 @@ fn first<A>(from: &Operand<'_, A>) -> [usize; 2] {
 pub fn pack_rows<A: Float>(
     isa: Isa,
     (to, row): (&mut [A], usize),
-    matrix: &QuantizedMatrix<'_>,
+    matrix: &Coded<'_>,
     from: Operand<'_, A>,
     count: usize,
     depth: usize,
@@ -46,28 +47,23 @@ pub fn pack_rows<A: Float>(
 
 /// Prefetches what a row has behind `count` elements, as many: the next block along k, which is packed when this one is multiplied.
 /// Rows lie far apart and a block of one is a few lines.
-fn prefetch_next(matrix: &QuantizedMatrix<'_>, [row, column]: [usize; 2], count: usize) {
+fn prefetch_next(matrix: &Coded<'_>, [row, column]: [usize; 2], count: usize) {
+    let Coded::Rows(matrix) = matrix else { return };
     let from = (column + count).min(matrix.columns);
     let to = (from + count).min(matrix.columns);
     let [from, to] = [from, to].map(|column| {
         let element = matrix.stored_row(row) * matrix.columns + column;
         element / matrix.format.block_values() * matrix.format.block_bytes()
     });
-    super::prefetch(matrix.codes.get(from..to).unwrap_or(&[]));
+    prefetch(matrix.codes.get(from..to).unwrap_or(&[]));
 }
 
 /// `to = ` elements of a row, rounded as the operand is.
-fn read<A: Float>(
-    isa: Isa,
-    to: &mut [A],
-    matrix: &QuantizedMatrix<'_>,
-    [row, column]: [usize; 2],
-    from: Operand<'_, A>,
-) {
+fn read<A: Float>(isa: Isa, to: &mut [A], matrix: &Coded<'_>, [row, column]: [usize; 2], from: Operand<'_, A>) {
     let mut wide = [0.0f32; 2 * ALONG];
     for (part, to) in to.chunks_mut(2 * ALONG).enumerate() {
         let wide = &mut wide[..to.len()];
-        dequantize(isa, wide, matrix, row, column + part * 2 * ALONG);
+        matrix.dequantize(isa, wide, row, column + part * 2 * ALONG);
         simd::read(isa, to, HostSlice::F32(wide), 0);
     }
     if let Some(round) = from.rounding {
@@ -76,16 +72,16 @@ fn read<A: Float>(
 }
 
 /// `to = ` elements of a row as bfloat16, or their rests, and zeros behind the last.
-fn read_pairs(isa: Isa, to: &mut [bf16], matrix: &QuantizedMatrix<'_>, [row, column]: [usize; 2], of: Pairs) {
+fn read_pairs(isa: Isa, to: &mut [bf16], matrix: &Coded<'_>, [row, column]: [usize; 2], of: Pairs) {
     let (to, behind) = to.split_at_mut(of.k.min(to.len()));
     behind.fill(bf16::ZERO);
     if !of.rest {
-        return dequantize_bf16(isa, to, matrix, row, column);
+        return matrix.dequantize_bf16(isa, to, row, column);
     }
     let mut wide = [0.0f32; 2 * ALONG];
     for (part, to) in to.chunks_mut(2 * ALONG).enumerate() {
         let wide = &mut wide[..to.len()];
-        dequantize(isa, wide, matrix, row, column + part * 2 * ALONG);
+        matrix.dequantize(isa, wide, row, column + part * 2 * ALONG);
         to.iter_mut().zip(wide).for_each(|(o, x)| *o = Element::<f32>::rest(*x));
     }
 }
@@ -95,12 +91,22 @@ pub fn pack_panels<A: Float>(
     transposer: Transposer<A>,
     lanes: usize,
     to: &mut [A],
-    matrix: &QuantizedMatrix<'_>,
+    matrix: &Coded<'_>,
     from: Operand<'_, A>,
     [count, depth]: [usize; 2],
 ) {
     assert!(2 * lanes <= WIDEST && ACROSS.is_multiple_of(2 * lanes), "pack: panels of two vectors of {lanes}");
     let to = &mut to[..count.next_multiple_of(lanes) * depth];
+    if let Coded::Interleaved(matrix) = matrix
+        && let Some(Pairs { k, rest: false }) = from.pairs
+        && let at @ [row, column] = first(&from)
+        && !from.transposed
+        && row.is_multiple_of(COLUMNS)
+        && 2 * depth <= k
+        && matrix.has_units(column, 2 * depth)
+    {
+        return matrix.panels(transposer.isa(), bytemuck::cast_slice_mut(to), at, [count, depth]);
+    }
     let mut panels = Panels { transposer, lanes, matrix, from, depth, buffer: Buffer::new() };
     if from.transposed {
         for first in (0..count).step_by(ACROSS) {
@@ -131,13 +137,13 @@ impl Buffer {
         &mut self,
         isa: Isa,
         range: std::ops::Range<usize>,
-        matrix: &QuantizedMatrix<'_>,
+        matrix: &Coded<'_>,
         [row, column]: [usize; 2],
         narrow: bool,
     ) {
         match narrow {
-            true => dequantize_bf16(isa, &mut self.narrow[range], matrix, row, column),
-            false => dequantize(isa, &mut self.wide[range], matrix, row, column),
+            true => matrix.dequantize_bf16(isa, &mut self.narrow[range], row, column),
+            false => matrix.dequantize(isa, &mut self.wide[range], row, column),
         }
     }
 
@@ -150,7 +156,7 @@ impl Buffer {
 struct Panels<'a, A> {
     transposer: Transposer<A>,
     lanes: usize,
-    matrix: &'a QuantizedMatrix<'a>,
+    matrix: &'a Coded<'a>,
     from: Operand<'a, A>,
     depth: usize,
     buffer: Buffer,

@@ -10,6 +10,9 @@ use rayon::prelude::*;
 use super::scratch::ALIGN;
 use crate::quantization::{BlockFormat, QuantizedMatrix};
 
+/// Most rows whose product with a quantised matrix decodes it in registers: its values are not written.
+pub const FEW_ROWS: usize = 8;
+
 /// Where the codes and scales of a matrix `[rows, columns]` lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockLayout {

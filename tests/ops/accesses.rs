@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use llamaprobe::arch::{self, Dtype, RmsWeight};
 use llamaprobe::backend::ops::{AdamwStep, LinearDims, LoraSite, PromptSite, RunRange};
 use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
+use llamaprobe::quantization::BlockFormat;
 
 use crate::counts::{Column, Table, high, low};
 use crate::ops::activation::Gated;
@@ -19,6 +20,7 @@ use crate::ops::layer_norm::LayerNorm;
 use crate::ops::lora::Lora;
 use crate::ops::operation::Operation;
 use crate::ops::packs;
+use crate::ops::quantized;
 use crate::ops::rms_norm::RmsNorm;
 use crate::ops::rope::Rope;
 use crate::ops::rows::Cast;
@@ -91,6 +93,17 @@ fn captures(r: &mut Recorder<'_>) {
     }
 }
 
+/// A matrix that is decoded, and one that few rows are multiplied with.
+fn quantized(format: BlockFormat, r: &mut Recorder<'_>) {
+    let (shape @ [rows, columns], few) = ([16, 512], 2);
+    let matrix = quantized::args(r.tape, &quantized::view(format, shape));
+    let [out, x, y] = [rows * columns, few * columns, few * rows].map(|n| Arg::At(r.tape.compute(&vec![0.5; n])));
+    let args = [&[out], &matrix[..], &[Arg::Int(rows)]].concat();
+    r.run("dequantize", recorder::elements(rows * columns), &args);
+    let args = [&[y, x, Arg::Null], &matrix[..], &[few, rows].map(Arg::Int)].concat();
+    r.run("quantized_linear_fwd", recorder::rows(1), &args);
+}
+
 /// What kernels of a text access, by name, build, parameter and direction.
 fn count(table: &mut Table, text: &str, accesses: Vec<Accesses>, of: &str) {
     let kernels: BTreeMap<&str, Vec<&str>> =
@@ -121,6 +134,11 @@ fn accesses_are_those_of_the_table() {
     let mut tape = Tape::new(dtype);
     captures(&mut Recorder { tape: &mut tape, build: Build::new(dtype, 16), outputs: vec![] });
     count(&mut table, &text, machine.accesses(&tape), "");
+    for format in [BlockFormat::Int8Rows, BlockFormat::NF4, BlockFormat::Q8_0, BlockFormat::Q4K, BlockFormat::Q6K] {
+        let mut tape = Tape::new(dtype);
+        quantized(format, &mut Recorder { tape: &mut tape, build: Build::new(dtype, 16), outputs: vec![] });
+        count(&mut table, &text, machine.accesses(&tape), &format!(" {format}"));
+    }
     let text = machine::text(&["attention"]);
     for width in [64, 128] {
         let build = Build::new(dtype, width);

@@ -32,8 +32,8 @@ static COLUMNS: [Column; 9] = [
 ];
 
 /// Files whose kernels a step runs through, attention aside.
-const FILES: [&str; 9] =
-    ["activation", "adamw", "cross_entropy", "embed", "layer_norm", "lora", "rms_norm", "rope", "rows"];
+const FILES: [&str; 10] =
+    ["activation", "adamw", "cross_entropy", "embed", "layer_norm", "lora", "quantized", "rms_norm", "rope", "rows"];
 /// Kernels of attention that have no main loop of products, and are of no step.
 const BESIDE: [&str; 2] = ["attention_pattern", "attention_result"];
 

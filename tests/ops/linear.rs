@@ -1,5 +1,6 @@
 //! Linear maps.
 
+use llamaprobe::backend::blocks::FEW_ROWS;
 use llamaprobe::backend::ops::LinearDims;
 use llamaprobe::backend::{Backend, ops};
 use llamaprobe::formats::quantized::{QuantizedView, RowOrderView};
@@ -12,7 +13,7 @@ use super::naive::{self, Precision};
 use super::operation::{Array, Factors, Operation, Role, RowResults, compute};
 use super::quantized;
 use super::simt::recorder::{Recorder, rows};
-use super::simt::tape::Arg::{At, Inside, Int};
+use super::simt::tape::Arg::{At, Inside, Int, Null};
 
 /// x, weight, bias -> out
 #[derive(Clone, Debug)]
@@ -197,6 +198,24 @@ impl Operation for LinearQuantized {
         let (d_out, mut d_x) = (&device::compute(b, &given.d_outputs[0]), device::acc(b, &given.start[0]));
         b.linear_bwd_input(ops::LinearBwdInput { d_x: &mut d_x, d_out, weight, dims, accumulate });
         vec![Some(device::read_acc(b, &d_x, given.len(0)))]
+    }
+
+    /// Of few rows, by themselves and in f32; of more the product is cuBLASLt's.
+    fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
+        let LinearDims { rows: count, output, .. } = self.dims;
+        if count > FEW_ROWS {
+            return false;
+        }
+        let x = At(r.tape.compute(&case.inputs[0]));
+        let matrix = quantized::args(r.tape, &quantized::view(self.format, self.shape()));
+        for (name, role, bias) in
+            [("quantized_linear_fwd", Role::Compute, &[Null][..]), ("quantized_logits_fwd", Role::Acc, &[])]
+        {
+            let out = At(r.output(0, count * output, role));
+            let args = [&[out, x], bias, &matrix, &[Int(count), Int(output)]].concat();
+            r.run(name, rows(output.div_ceil(16)), &args);
+        }
+        true
     }
 
     fn row_results(&self) -> Option<RowResults> {

@@ -87,3 +87,21 @@ fn dequantized_values_are_those_of_the_formats() {
         }
     });
 }
+
+#[test]
+fn bias_is_added_to_few_rows() {
+    if !machine::compiler() {
+        return;
+    }
+    let (dtype, rows, output) = (Dtype::BF16, 3, 5);
+    let mut tape = Tape::new(dtype);
+    let bias: Vec<f64> = (0..output).map(|i| i as f64 - 1.5).collect();
+    let [out, x, of_bias] = [&vec![f64::NAN; rows * output], &vec![0.0; rows * 64], &bias].map(|x| tape.compute(x));
+    let view = &variants(BlockFormat::NF4, [output, 64])[0];
+    let sizes = [rows, output].map(Arg::Int);
+    let args = [&[out, x, of_bias].map(Arg::At), &args(&mut tape, view)[..], &sizes].concat();
+    tape.launch("quantized_linear_fwd", [1, 1, 1], 256, 0, &args);
+    let machine = Machine::new(&machine::simple(), dtype, Mode::Plain, &Build::new(dtype, 16).macros());
+    let run = machine.run(&tape, SCHEDULES[0]).unwrap_or_else(|said| panic!("{said}"));
+    assert_eq!(tape.read(&run, out, Role::Compute), bias.repeat(rows));
+}

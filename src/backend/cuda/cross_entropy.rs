@@ -5,6 +5,7 @@ use super::context::Context;
 use super::launch::{Kernel, LaunchDims, acc_at, acc_ptr, compute_ptr, float, int, long, table};
 use super::linear::{self, ForwardOperands, InputGradOperands, WeightGradOperands};
 use super::memory::DevicePtr;
+use super::projections::Product;
 use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd, Op, logit_chunks};
 use crate::backend::scratch::chunk_len;
 
@@ -32,10 +33,10 @@ impl CrossEntropyOps for Cuda {
     fn logits_fwd(&mut self, op: LogitsFwd<'_, Self>) {
         self.begin(&op);
         let (name, cx) = (LogitsFwd::<Self>::NAME, &mut self.cx);
-        let Some(weight) = op.head.elements(cx, name) else { return };
+        let Some(weight) = op.head.operand(cx) else { return };
         let (out, x) = (op.logits.ptr(0), op.x.ptr(0));
-        let operands = ForwardOperands { out, acc_out: true, x, weight, bias: None };
-        linear::forward(cx, name, operands, op.dims);
+        let operands = ForwardOperands { out, acc_out: true, x, weight: weight.ptr(), bias: None };
+        Product::new(name, linear::forward_gemm(operands, op.dims), weight).launch(cx);
         apply_softcap(cx, name, out, op.softcap, op.dims.rows * op.dims.output);
     }
 

@@ -36,7 +36,8 @@ pub fn forward(cx: &mut Context, op: &'static str, operands: ForwardOperands, di
     cx.gemm(op, forward_gemm(operands, dims));
 }
 
-fn forward_gemm(operands: ForwardOperands, dims: LinearDims) -> Gemm {
+/// The same, not on the list yet.
+pub fn forward_gemm(operands: ForwardOperands, dims: LinearDims) -> Gemm {
     let LinearDims { rows, input, output } = dims;
     let ForwardOperands { out, acc_out, x, weight, bias } = operands;
     let shape = GemmShape { transpose_a: true, acc_out, bias: bias.is_some(), ..shape(output, rows, input) };

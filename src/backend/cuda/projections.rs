@@ -10,6 +10,7 @@ use super::launch::{Arg, acc_ptr, assert_on, compute_ptr};
 use super::lora_launch::{self, InputGradient, Lora, OfGradient, Rotations, Terms};
 use super::memory::DevicePtr;
 use super::weight::{Blocks, Operand};
+use crate::backend::blocks::FEW_ROWS;
 use crate::backend::ops::{LoraBwd, LoraFwd, Op};
 
 /// What projections have in common.
@@ -59,6 +60,17 @@ impl Product {
         let apart = self.quantized.is_none() || self.gemm.operands.a != next.gemm.operands.a;
         let gemm = self.gemm.joined(&next.gemm, size).filter(|_| apart)?;
         Some(Self { gemm, ..*self })
+    }
+
+    /// The codes of its weight, if it is the forward of so few rows that it decodes them itself.
+    fn of_few_rows(&self) -> Option<Blocks> {
+        let GemmShape { n, transpose_a, .. } = self.gemm.shape;
+        self.quantized.filter(|_| transpose_a && n <= FEW_ROWS).map(|(blocks, _)| blocks)
+    }
+
+    /// Puts it on the list by itself.
+    pub fn launch(self, cx: &mut Context) {
+        put(cx, &[self]);
     }
 
     /// Puts on the list what makes the elements of its weight.
@@ -195,6 +207,10 @@ fn put(cx: &mut Context, products: &[Product]) {
     let size = cx.dtype.size();
     let mut products = products.iter().peekable();
     while let Some(&(mut product)) = products.next() {
+        if let Some(blocks) = product.of_few_rows() {
+            blocks.multiply(cx, product.op, &product.gemm);
+            continue;
+        }
         product.decode(cx);
         while let Some(both) = products.peek().and_then(|next| product.joined(next, size)) {
             product = both;

@@ -2,8 +2,9 @@
 
 use super::context::Context;
 use super::context::scratch::Room;
+use super::gemm::Gemm;
 use super::geometry::elements;
-use super::launch::{Arg, Kernel, LaunchDims, compute_ptr, float, int, table};
+use super::launch::{Arg, Kernel, LaunchDims, Param, acc_ptr, compute_ptr, float, int, table};
 use super::memory::{Block, ComputeBuffer, DevicePtr};
 use crate::arch::Dtype;
 use crate::backend::Len;
@@ -12,6 +13,9 @@ use crate::quantization::{BlockFormat, INT8_STEP, QuantizedMatrix, Scales};
 
 /// The kernels of quantised matrices.
 pub const FILE: &str = "quantized";
+
+/// Rows of a matrix that a block of a product of few rows takes.
+const OUTPUTS: usize = 16;
 
 /// A weight of the checkpoint, or one that is trained.
 pub enum Weight {
@@ -76,6 +80,20 @@ impl Blocks {
         let args = [&[compute_ptr(to)], &self.args()[..], &[int(rows)]].concat();
         let dims = LaunchDims::new(elements(rows * columns.next_multiple_of(8)));
         cx.launch(op, Kernel::new(FILE, "dequantize"), dims, &args);
+    }
+
+    /// Puts on the list the product of a forward whose first operand it is, of at most [`FEW_ROWS`](crate::backend::blocks::FEW_ROWS)
+    /// rows: decoded there.
+    #[track_caller]
+    pub fn multiply(self, cx: &mut Context, op: &'static str, Gemm { shape, operands }: &Gemm) {
+        let (rows, output) = (int(shape.n), int(shape.m));
+        let bias = operands.bias.map_or_else(|| Arg::null(Param::Compute), compute_ptr);
+        let (kernel, out) = match shape.acc_out {
+            true => ("quantized_logits_fwd", vec![acc_ptr(operands.d), compute_ptr(operands.b)]),
+            false => ("quantized_linear_fwd", vec![compute_ptr(operands.d), compute_ptr(operands.b), bias]),
+        };
+        let args = [&out, &self.args()[..], &[rows, output]].concat();
+        cx.launch(op, Kernel::new(FILE, kernel), LaunchDims::rows(shape.m.div_ceil(OUTPUTS)), &args);
     }
 }
 

@@ -213,9 +213,15 @@ fn together(waiting: Vec<Waiting>, passes_on: bool) -> Vec<(&'static str, Launch
     let (loras, products): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_lora);
     // The products set terms of the input's gradient, which the first launch of LoRAs adds up.
     let terms = terms(&products, &loras, passes_on);
-    let groups = products.chunk_by(|a, b| terms.is_some() || (a.part == b.part && is_plain(a.part)));
-    let mut all: Vec<_> = groups.map(|group| (group[0].op, one(group, 0))).collect();
-    if let (Some(Terms { len, .. }), Some((_, products))) = (terms, all.first_mut()) {
+    let mut all = Vec::new();
+    for group in products.chunk_by(|a, b| terms.is_some() || joint(a, b)) {
+        // Weights that are decoded, each by itself, then the product of all.
+        let product = group[0].launches.len() - 1;
+        all.extend(group.iter().flat_map(|one| one.launches[..product].iter().map(|launch| (one.op, *launch))));
+        all.push((group[0].op, one(group, product)));
+    }
+    let first = all.iter_mut().find(|(_, launch)| launch.kind == LaunchKind::Product);
+    if let (Some(Terms { len, .. }), Some((_, products))) = (terms, first) {
         products.work = products.work.without(Work::moved(len, 0, 0)).and(Work::moved(0, len, 0));
     }
     let groups = loras.chunk_by(|a, b| a.part == b.part).flat_map(|alike| alike.chunks(TOGETHER));
@@ -236,9 +242,12 @@ fn together(waiting: Vec<Waiting>, passes_on: bool) -> Vec<(&'static str, Launch
     all
 }
 
-/// Whether a product may be one with the next: the outputs of q, k and v, and of gate and up, lie side by side.
-fn is_plain(part: Projected) -> bool {
-    matches!(part, Projected::Product { bias: false, .. })
+/// Whether a product may be one with the next: the outputs of q, k and v, and of gate and up, lie side by side, and so do weights that
+/// are decoded before it.
+fn joint(product: &Waiting, next: &Waiting) -> bool {
+    let whole = |waiting: &Waiting| waiting.launches.last().is_some_and(|last| last.kind == LaunchKind::Product);
+    let plain = matches!(product.part, Projected::Product { bias: false, .. });
+    plain && product.part == next.part && product.launches.len() == next.launches.len() && whole(product)
 }
 
 /// Terms of an input's gradient.
@@ -260,7 +269,9 @@ fn terms(products: &[Waiting], loras: &[Waiting], passes_on: bool) -> Option<Ter
     };
     let whole = matches!(loras.first()?.part, Projected::LoraGradient(ProjectedLora { all: true, .. }));
     let several = products.len() > 1 || passes_on && !adds;
-    let alike = several && products.iter().all(|product| dims(product) == dims(&products[0]));
+    let like =
+        |product: &Waiting| dims(product) == dims(&products[0]) && product.launches.len() == products[0].launches.len();
+    let alike = several && products.iter().all(like);
     let len = rows * input;
     let not_read = Work::moved(if adds { 0 } else { len }, 0, 0);
     (whole && alike).then(|| Terms { len: products.len() * len, not_read })

@@ -16,6 +16,7 @@
 //! # Ok::<(), llamaprobe::Error>(())
 //! ```
 
+use super::blocks::BlockLayout;
 use super::launches::Launches;
 use super::op::{Launch, Op, Work};
 use super::{Buffers, Capture, Captured, HostSlice, Len, OwnMemory, PassSize, Planning, Tensor, Transfer};
@@ -34,7 +35,11 @@ pub struct NullCompute(usize);
 
 /// A frozen weight that has a length and no elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NullWeight(usize);
+pub struct NullWeight {
+    len: usize,
+    /// Bytes of one that is quantised.
+    quantized: Option<usize>,
+}
 
 /// The null device. A buffer may be longer than an operation needs, never shorter; a weight has exactly its size.
 #[derive(Clone, Debug)]
@@ -115,9 +120,9 @@ impl Trace {
         self.multiplied
     }
 
-    /// A frozen weight without a checkpoint behind it.
-    pub fn null_weight(&mut self, len: usize) -> NullWeight {
-        NullWeight(self.allocate(len))
+    /// A frozen weight without a checkpoint behind it, quantised if it has so many bytes.
+    pub fn null_weight(&mut self, len: usize, quantized: Option<usize>) -> NullWeight {
+        NullWeight { len: self.allocate(len), quantized }
     }
 
     fn allocate(&mut self, len: usize) -> usize {
@@ -164,7 +169,17 @@ macro_rules! lengths {
         }
     })* };
 }
-lengths!(NullAcc, NullCompute, NullWeight);
+lengths!(NullAcc, NullCompute);
+
+impl Len for NullWeight {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn quantized_bytes(&self) -> Option<usize> {
+        self.quantized
+    }
+}
 
 impl Buffers for Trace {
     type Acc = NullAcc;
@@ -191,17 +206,17 @@ impl Buffers for Trace {
     }
 
     fn weight(&mut self, view: &TensorView) -> Result<NullWeight> {
-        Ok(self.null_weight(view.len()))
+        Ok(self.null_weight(view.len(), None))
     }
 
     fn quantized_weight(&mut self, view: &QuantizedView) -> Result<NullWeight> {
-        Ok(self.null_weight(view.len()))
+        Ok(self.null_weight(view.len(), Some(BlockLayout::new(&view.matrix()).bytes())))
     }
 
     fn trainable_weight(&mut self, params: &NullAcc, offset: usize, len: usize) -> Result<NullWeight> {
         let wanted = offset + len;
         assert!(params.0 >= wanted, "trainable_weight: params has {} elements, needs {wanted}", params.0);
-        Ok(self.null_weight(len))
+        Ok(self.null_weight(len, None))
     }
 
     fn index(&mut self, values: &[u32]) -> Result<Vec<u32>> {

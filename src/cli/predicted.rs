@@ -7,10 +7,12 @@ use super::plan::Plan;
 use super::resolve::ModelFiles;
 use super::{Failure, device, output};
 use crate::arch::Dtype;
+use crate::backend::blocks::BlockLayout;
 use crate::backend::prediction::{DeviceModel, Predicted, Prediction, Rates};
 use crate::backend::scratch::scratch;
 use crate::backend::trace::Trace;
 use crate::model::Layout;
+use crate::model::param_id::Source;
 use crate::train::passes::pass_size;
 use crate::train::planned;
 use crate::{Error, Result};
@@ -39,10 +41,6 @@ impl PredictedStep {
         if args.common.dtype == DtypeArg::F32x3 {
             return Err(Error::argument("dtype", "f32, bf16 or f16 beside --device-model", "f32x3"));
         }
-        if let Some(view) = files.checkpoint.quantized().next() {
-            let found = format!("{} ({})", view.format, view.name);
-            return Err(Error::unsupported("quantised weights on CUDA", found, "weights of F64, F32, BF16, F16"));
-        }
         let dtype = device::dtype(args.common.dtype, files.dtype)?;
         let element = if dtype == Dtype::F32 { 4 } else { 2 };
         let (gpu, sizes) = (Trace::of_sizes((4, element)), (4, element));
@@ -50,7 +48,9 @@ impl PredictedStep {
         let pass = pass_size(&files.config, Some(&layout), 1, (rows as usize, rows as usize));
         let memory = memory.with("scratch", scratch(&pass, sizes));
         let sequences = planned::sequences(&files.config, rows as usize);
-        let launches = planned::step(&files.config, layout, sequences)?;
+        let source = Source::new(&files.config, &files.checkpoint)?;
+        let quantized = |id| source.blocks(id).ok().flatten().map(BlockLayout::bytes);
+        let launches = planned::step(&files.config, quantized, layout, sequences)?;
         Ok(Self { model, rows, dtype, element, prediction: model.predict(&launches, sizes), memory })
     }
 

@@ -141,9 +141,10 @@ impl<B: Backend> Model<B> {
 }
 
 impl Model<Trace> {
-    /// A model of weights that have lengths alone.
-    pub fn planned(device: &mut Trace, config: &ModelConfig) -> Self {
-        let weights = ParamId::all(config).into_iter().map(|id| device.null_weight(id.len(config))).collect();
+    /// A model of weights that have lengths alone, and those that are quantised so many bytes.
+    pub fn planned(device: &mut Trace, config: &ModelConfig, quantized: impl Fn(ParamId) -> Option<usize>) -> Self {
+        let weight = |id: ParamId| device.null_weight(id.len(config), quantized(id));
+        let weights = ParamId::all(config).into_iter().map(weight).collect();
         Self { config: config.clone(), weights: Weights::assemble(config, weights) }
     }
 }

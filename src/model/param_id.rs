@@ -492,17 +492,28 @@ impl<'a> Source<'a> {
         self.checkpoint.quantized().any(|view| view.name == name)
     }
 
+    /// How a GPU has a weight that is quantised.
+    ///
+    /// # Errors
+    /// As [`Source::weight`].
+    pub fn blocks(&self, id: ParamId) -> Result<Option<BlockLayout>> {
+        Ok(match self.is_quantized(id).then(|| self.weight(id)).transpose()? {
+            Some(WeightView::Quantized(view)) => Some(BlockLayout::new(&view.matrix())),
+            _ => None,
+        })
+    }
+
     /// Bytes that the quantised weights take on a GPU, and the most that they take decoded side by side, in elements of so many bytes.
     ///
     /// # Errors
     /// As [`Source::weight`].
     pub fn quantized_bytes(&self, element: usize) -> Result<(usize, usize)> {
         let (mut all, mut most) = (0, 0);
-        for id in ParamId::all(&self.config).into_iter().filter(|id| self.is_quantized(*id)) {
-            let WeightView::Quantized(view) = self.weight(id)? else { continue };
+        for id in ParamId::all(&self.config) {
+            let Some(layout) = self.blocks(id)? else { continue };
             let beside = if let ParamId::Weight(_, target) = id { self.config.beside_from(target) } else { 1 };
-            all += BlockLayout::new(&view.matrix()).bytes();
-            most = most.max(beside * decoded_bytes(view.shape, element));
+            all += layout.bytes();
+            most = most.max(beside * decoded_bytes([layout.rows, layout.columns], element));
         }
         Ok((all, most))
     }

@@ -8,6 +8,7 @@ use crate::Result;
 use crate::arch::ModelConfig;
 use crate::backend::launches::Launches;
 use crate::backend::trace::Trace;
+use crate::model::param_id::ParamId;
 use crate::model::{Adaptation, Layout, Model};
 
 /// Sequences of so many rows together, each as long as the model has positions, but for the last; every row has a label, and
@@ -23,14 +24,19 @@ pub fn sequences(config: &ModelConfig, rows: usize) -> Vec<TrainSequence> {
 }
 
 /// What a GPU would be given for one step of a run of this layout over these sequences, in one pass: the trainer itself takes the
-/// step, on a device that computes nothing.
+/// step, on a device that computes nothing. `quantized` says how many bytes a weight has that is quantised.
 ///
 /// # Errors
 /// A model without a head, or sequences that it cannot be trained on.
-pub fn step(config: &ModelConfig, layout: Layout, sequences: Vec<TrainSequence>) -> Result<Launches> {
+pub fn step(
+    config: &ModelConfig,
+    quantized: impl Fn(ParamId) -> Option<usize>,
+    layout: Layout,
+    sequences: Vec<TrainSequence>,
+) -> Result<Launches> {
     let device = &mut Trace::new();
     // Its note is for who trains.
-    let mut model = Model::planned(device, &ModelConfig { dropout: 0.0, ..config.clone() });
+    let mut model = Model::planned(device, &ModelConfig { dropout: 0.0, ..config.clone() }, quantized);
     let adaptation = Adaptation::new(device, layout, 1)?;
     let options = TrainerOptions {
         row_budget: sequences.iter().map(|sequence| sequence.ids.len()).sum(),

@@ -56,8 +56,24 @@ fn inspect_predicts_a_step_on_a_gpu_that_is_not_here() {
     let unknown = inspect("--device-model h300");
     assert_eq!(unknown.code, Some(2));
     assert!(["h300", "a100", "h100", "h200"].iter().all(|name| unknown.err.contains(name)), "{}", unknown.err);
-    let refused = inspect("--device-model h200 --load-in int8").refused();
-    assert!(refused.contains("quantised weights on CUDA"), "{refused}");
+    let quantized =
+        inspect(&format!("--device-model h200 {adapted} --load-in int8 --json")).json()["predicted"].clone();
+    let decodings = |found: &Value| {
+        let ops = found["ops"].as_array().expect("operations").iter();
+        let of =
+            ops.filter(|op| op["op"].as_str().is_some_and(|op| op.starts_with("linear_")) && op["runs"] == "kernel");
+        of.map(|op| number(&op["launches"])).sum::<f64>()
+    };
+    // All projections of two layers, and on the way back all but those that read the lowest layer's input.
+    assert_eq!((decodings(&found), decodings(&quantized)), (0.0, f64::from(2 * 7 + 2 * 7 - 3)));
+    let TinyModel { width, heads, kv_heads, head_dim, ffn, layers, .. } = TinyModel::default();
+    let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+    let shapes = [(q, width), (kv, width), (kv, width), (width, q), (ffn, width), (ffn, width), (width, ffn)];
+    let bytes = |(rows, columns): (usize, usize)| (rows * columns).next_multiple_of(256) + 4 * rows;
+    let memory = |line: &str| quantized["memory"][line].as_u64().expect("a line") as usize;
+    assert_eq!(memory("weights__quantised"), layers * shapes.map(bytes).iter().sum::<usize>());
+    // Gate and up-projection are decoded side by side.
+    assert_eq!(memory("weights__decoded"), 2 * (2 * ffn * width).next_multiple_of(256));
     assert!(inspect("--device-model h200 --r 0").refused().contains("--r"));
 }
 

@@ -34,7 +34,7 @@ fn step(layers: usize, labels: u64) -> Launches {
     let (rank, targets) = (R as usize, Projection::ALL.to_vec());
     let shape = LoraShape { rank, alpha: 32.0, rslora: false, dora: false, layers: None, targets };
     let sequence = TrainSequence::marked((0..=N as u32).collect(), |i| i as u64 > N - labels);
-    planned::step(&config, Layout::lora(&config, &shape), vec![sequence]).expect("a step")
+    planned::step(&config, |_| None, Layout::lora(&config, &shape), vec![sequence]).expect("a step")
 }
 
 /// Bytes and floating-point operations of the launches that are asked for.

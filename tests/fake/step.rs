@@ -5,6 +5,7 @@ use std::fs;
 use llamaprobe::arch::Projection;
 use llamaprobe::backend::ops::LaunchKind;
 use llamaprobe::backend::trace::Trace;
+use llamaprobe::model::param_id::ParamId;
 use llamaprobe::model::{Layout, LoraShape, Model};
 use llamaprobe::train::data::TrainSequence;
 use llamaprobe::train::planned;
@@ -30,7 +31,7 @@ fn model(layers: usize) -> TinyModel {
 
 /// What the device runs in one step of a model of which these projections have an adapter: the difference of trainings of three steps
 /// and of two.
-fn of_a_step(model: &TinyModel, modules: &str) -> [f64; 4] {
+fn of_a_step(model: &TinyModel, modules: &str, more: &str) -> [f64; 4] {
     let dir = workplace(safetensors::Dtype::F32);
     model.write(&dir.path().join("model"));
     let example = |i: usize| format!("{{\"prompt\": \"the pen {i} is\", \"completion\": \" in pot {i}\"}}\n");
@@ -40,7 +41,7 @@ fn of_a_step(model: &TinyModel, modules: &str) -> [f64; 4] {
         let line = format!(
             "train-lora --model {{}}/model --train {{}}/train.jsonl --r 4 --lora-alpha 8 --target-modules \
              {modules} --batch-size 3 --max-steps {steps} \
-             --lr-scheduler-type constant --no-shuffle --seed 0 --device cuda:0 --out {{}}/{steps} --json"
+             --lr-scheduler-type constant --no-shuffle --seed 0 --device cuda:0 --out {{}}/{steps} --json {more}"
         );
         succeed(program(dir.path(), &line).env("FAKE_REPORT", &report));
         let found: Value = serde_json::from_slice(&fs::read(&report).expect("a report")).expect("JSON");
@@ -50,15 +51,16 @@ fn of_a_step(model: &TinyModel, modules: &str) -> [f64; 4] {
 }
 
 /// What a GPU would be given for such a step, as a plan has it.
-fn planned_step(model: &TinyModel, modules: &str) -> [f64; 4] {
+fn planned_step(model: &TinyModel, modules: &str, quantized: impl Fn(ParamId) -> Option<usize>) -> [f64; 4] {
     let dir = workplace(safetensors::Dtype::F32);
     model.write(&dir.path().join("model"));
     let config = Model::load(&mut Trace::new(), &dir.path().join("model")).expect("the model loads").config;
     let has = |target: &Projection| modules.split(',').any(|name| name == target.name());
     let targets = Projection::ALL.into_iter().filter(has).collect();
     let shape = LoraShape { rank: 4, alpha: 8.0, rslora: false, dora: false, layers: None, targets };
-    let sequence = TrainSequence::marked((0..12).collect(), |i| i > 8);
-    let launches = planned::step(&config, Layout::lora(&config, &shape), vec![sequence]).expect("a step");
+    // More labels than rows that a product with a quantised weight decodes it for in registers.
+    let sequence = TrainSequence::marked((0..30).collect(), |i| i > 8);
+    let launches = planned::step(&config, quantized, Layout::lora(&config, &shape), vec![sequence]).expect("a step");
     let kinds = [LaunchKind::Kernel, LaunchKind::Fill, LaunchKind::Copy, LaunchKind::Product];
     kinds.map(|kind| launches.count(kind) as f64)
 }
@@ -68,13 +70,23 @@ fn step_has_the_nodes_of_the_table() {
     let mut table = Table::new(&COLUMNS);
     // The lowest layer is another than those above it, which are alike.
     let [few, more] = [2, 3].map(|layers| {
-        let counts = of_a_step(&model(layers), ALL);
-        assert_eq!(counts, planned_step(&model(layers), ALL), "{layers} layers, as planned (src/backend/launches.rs)");
+        let counts = of_a_step(&model(layers), ALL, "");
+        assert_eq!(
+            counts,
+            planned_step(&model(layers), ALL, |_| None),
+            "{layers} layers, as planned (src/backend/launches.rs)"
+        );
         counts
     });
-    assert_eq!(of_a_step(&model(2), TWO), planned_step(&model(2), TWO), "of two projections, as planned");
+    assert_eq!(of_a_step(&model(2), TWO, ""), planned_step(&model(2), TWO, |_| None), "of two projections, as planned");
     let normed = TinyModel { config: json!({"model_type": "qwen3"}), ..model(2) };
-    assert_eq!(of_a_step(&normed, ALL), planned_step(&normed, ALL), "with norms of queries and keys, as planned");
+    let [found, planned] = [of_a_step(&normed, ALL, ""), planned_step(&normed, ALL, |_| None)];
+    assert_eq!(found, planned, "with norms of queries and keys, as planned");
+    // Weights are decoded one by one, and products are as many as of others.
+    let bytes = |id| matches!(id, ParamId::Weight(..)).then_some(1);
+    let quantized = of_a_step(&model(2), ALL, "--load-in nf4");
+    assert_eq!(quantized, planned_step(&model(2), ALL, bytes), "of quantised weights, as planned");
+    assert_eq!(quantized[3], few[3], "products of quantised weights");
     let layer: [f64; 4] = std::array::from_fn(|i| more[i] - few[i]);
     let whole: [f64; 4] = std::array::from_fn(|i| few[i] + (LAYERS - 2.0) * layer[i]);
     for (part, counts) in [("a layer", layer), ("a step of 32 layers", whole)] {

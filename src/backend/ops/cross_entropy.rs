@@ -1,8 +1,9 @@
 //! The head: logits, and the loss `lse - logit of the target` with its gradients, whose logits exist only a chunk at a time.
 
 use super::check::{self, below, need, same};
-use super::linear::check_product;
+use super::linear::{check_product, decoding, product_launches};
 use super::{Launch, LinearDims, Op, Work, operations};
+use crate::backend::blocks::FEW_ROWS;
 use crate::backend::{Buffers, DeviceIndex, Len};
 
 /// Logits that exist at a time on a GPU, at most (if one row has no more).
@@ -50,7 +51,8 @@ impl<B: Buffers + ?Sized> Op for LogitsFwd<'_, B> {
     }
 
     fn launches(&self) -> Vec<Launch> {
-        logits(self.dims, self.softcap).collect()
+        let product = product_launches(self.head, self.work(), self.dims.rows <= FEW_ROWS);
+        product.into_iter().chain(logits(self.dims, self.softcap).skip(1)).collect()
     }
 
     fn multiply_adds(&self) -> u64 {
@@ -101,13 +103,13 @@ impl<B: Buffers + ?Sized> Op for CrossEntropyFwd<'_, B> {
         Work::moved(rows, rows * input, 0).reading(self.head).multiplied(self.multiply_adds())
     }
 
-    /// Of each chunk its logits and their losses.
+    /// The head's decoding, then of each chunk its logits and their losses.
     fn launches(&self) -> Vec<Launch> {
         let of_chunk = |(_, chunk): (usize, LinearDims)| {
             let losses = Launch::kernel(Work::moved(chunk.rows * (chunk.output + 1), 0, 0));
             logits(chunk, self.softcap).chain([losses])
         };
-        chunks(self.dims).flat_map(of_chunk).collect()
+        decoding(self.head).into_iter().chain(chunks(self.dims).flat_map(of_chunk)).collect()
     }
 
     fn multiply_adds(&self) -> u64 {
@@ -158,7 +160,7 @@ impl<B: Buffers + ?Sized> Op for CrossEntropyBwd<'_, B> {
         Work::moved(rows * (input + 2) + d_head, rows * input, 0).reading(self.head).multiplied(self.multiply_adds())
     }
 
-    /// Of each chunk its logits, their losses and gradients, and those of `x` and of the head.
+    /// The head's decoding, then of each chunk its logits, their losses and gradients, and those of `x` and of the head.
     fn launches(&self) -> Vec<Launch> {
         let of_chunk = |(_, chunk): (usize, LinearDims)| {
             let LinearDims { rows, input, output } = chunk;
@@ -171,7 +173,7 @@ impl<B: Buffers + ?Sized> Op for CrossEntropyBwd<'_, B> {
             let d_head = self.d_head.as_ref().map(|_| d_head);
             logits(chunk, self.softcap).chain([losses, d_x]).chain(d_head)
         };
-        chunks(self.dims).flat_map(of_chunk).collect()
+        decoding(self.head).into_iter().chain(chunks(self.dims).flat_map(of_chunk)).collect()
     }
 
     fn multiply_adds(&self) -> u64 {

@@ -2,6 +2,7 @@
 
 use super::check::{need, same};
 use super::{Launch, Op, Projected, Work, operations};
+use crate::backend::blocks::FEW_ROWS;
 use crate::backend::{Buffers, Len};
 
 /// Rows, input width and output width of a matrix product.
@@ -28,6 +29,23 @@ pub(super) fn check_product(op: &'static str, [out, x, weight]: [usize; 3], dims
     need(op, "out", out, dims.rows * dims.output);
     need(op, "x", x, dims.rows * dims.input);
     same(op, "the weight's length", weight, dims.output * dims.input);
+}
+
+/// How a GPU launches a product with a weight, of this work: a quantised one is decoded before it, or as it goes for few rows.
+pub(super) fn product_launches(weight: &impl Len, work: Work, few: bool) -> Vec<Launch> {
+    let decoded = Work::moved(0, weight.len(), 0);
+    match decoding(weight) {
+        None => vec![Launch::product(work)],
+        Some(_) if few => vec![Launch::kernel(work)],
+        Some(decoding) => {
+            vec![decoding, Launch::product(work.without(Work::default().reading(weight)).and(decoded))]
+        }
+    }
+}
+
+/// How a GPU decodes a weight as a whole, if it is quantised.
+pub(super) fn decoding(weight: &impl Len) -> Option<Launch> {
+    weight.quantized_bytes().map(|_| Launch::kernel(Work::moved(0, weight.len(), 0).reading(weight)))
 }
 
 /// `out [N, output] = x [N, input] weight^T + bias`.
@@ -65,7 +83,7 @@ impl<B: Buffers + ?Sized> Op for LinearFwd<'_, B> {
     }
 
     fn launches(&self) -> Vec<Launch> {
-        vec![Launch::product(self.work())]
+        product_launches(self.weight, self.work(), self.dims.rows <= FEW_ROWS)
     }
 
     fn multiply_adds(&self) -> u64 {
@@ -109,7 +127,7 @@ impl<B: Buffers + ?Sized> Op for LinearBwdInput<'_, B> {
     }
 
     fn launches(&self) -> Vec<Launch> {
-        vec![Launch::product(self.work())]
+        product_launches(self.weight, self.work(), false)
     }
 
     fn multiply_adds(&self) -> u64 {

@@ -19,7 +19,7 @@ use crate::formats::tokenizer::Tokenizer;
 use crate::formats::{atomic, yaml};
 use crate::hooks::{Edit, Naming};
 use crate::model::Model;
-use crate::task::{MOST_QUERIES, Side, Task, Template};
+use crate::task::{MOST_QUERIES, Side, Task};
 use crate::train::settings::{Length, RunSettings};
 use crate::{Error, Result};
 
@@ -136,12 +136,8 @@ fn sources(args: &CompareArgs) -> Result<(Vec<Source>, usize)> {
             None if i == 0 => (args.train.clone(), args.test.clone()),
             None => (Vec::new(), Vec::new()),
         };
-        let template = match args.template.as_ref().filter(|_| i == 0) {
-            Some(text) => Template::parse(text, task.template())?,
-            None => task.template().clone(),
-        };
-        let chat = args.apply_chat_template || template.is_chat();
-        let template = template.with_chat(chat);
+        let text = args.template.as_deref().filter(|_| i == 0);
+        let template = resolve::template(&task, text, args.apply_chat_template)?;
         for (side, files) in [(Side::Train, &train), (Side::Test, &test)] {
             if files.is_empty() && !task.has_data(side) {
                 return Err(match i {

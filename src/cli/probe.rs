@@ -22,7 +22,7 @@ use crate::probe::report::{Report, arm_name};
 use crate::probe::{
     Base, Condition, Measures, Outcome, Phase, ProbeSettings, Progress, SoftSettings, TuningKind, run_studies,
 };
-use crate::task::{Task, Template};
+use crate::task::Task;
 use crate::train::objective::Objective;
 use crate::{Error, Result};
 
@@ -246,13 +246,9 @@ fn resolved(args: &ProbeArgs, task: &Task) -> ProbeArgs {
 fn settings(args: &ProbeArgs, task: Task, model: &ModelConfig) -> Result<ProbeSettings> {
     let defaults = ProbeSettings::new(task);
     check_further_arms(args)?;
-    let template = match &args.template {
-        Some(text) => Template::parse(text, &defaults.template)?,
-        None => defaults.template.clone(),
-    };
-    let chat = args.apply_chat_template || template.is_chat();
+    let template = resolve::template(&defaults.task, args.template.as_deref(), args.apply_chat_template)?;
     Ok(ProbeSettings {
-        template: template.with_chat(chat),
+        template,
         demonstrations: args.demos.unwrap_or(defaults.demonstrations),
         queries: args.queries.or(defaults.queries),
         seeds: resolve::seeds(args.seed, args.seeds.unwrap_or(defaults.seeds.len() as u64))?,

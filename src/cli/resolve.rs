@@ -23,6 +23,7 @@ use crate::formats::tokenizer::Tokenizer;
 use crate::hooks::site;
 use crate::model::quantize;
 use crate::model::{Source, lora_start, saved_modules};
+use crate::task::{Task, Template};
 use crate::train::checkpoint;
 use crate::train::schedule::Warmup;
 use crate::train::settings::{Length, RunSettings};
@@ -437,6 +438,15 @@ pub fn clip_threshold(args: &RegularizationArgs) -> Option<f64> {
 
 /// Most runs of one training, and most seeds of an experiment.
 pub const MAX_RUNS: usize = 4096;
+
+/// How a task's examples become text: as `--template` says, of which keys that are left out are the task's, and with
+/// `--apply-chat-template` in turns unless it says otherwise.
+pub fn template(task: &Task, text: Option<&str>, apply_chat_template: bool) -> Result<Template> {
+    let own = task.template().clone();
+    let chat = apply_chat_template || own.is_chat();
+    let own = own.with_chat(chat);
+    text.map_or(Ok(own.clone()), |text| Template::parse(text, &own))
+}
 
 /// `count` seeds, counted up from `first`.
 pub fn seeds(first: u64, count: u64) -> Result<Vec<u64>> {

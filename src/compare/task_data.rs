@@ -185,8 +185,8 @@ impl<'a> TaskData<'a> {
         Ok(Prompts::new(self.tokenizer, self.template).texts(&shown, &self.template.query(query))?.concat())
     }
 
-    /// What an arm is trained on: the first examples of the pool, each with its answer, and an end-of-sequence token
-    /// where the tokenizer has one; for IPT behind demonstrations like it.
+    /// What an arm is trained on: the first examples of the pool, each with its answer and the end of it; for IPT behind
+    /// demonstrations like it.
     ///
     /// # Errors
     /// Too few examples, or a failure of the tokenizer.
@@ -198,15 +198,11 @@ impl<'a> TaskData<'a> {
                 _ => Vec::new(),
             };
             let mut labels = Vec::new();
-            let (mut ids, ..) = self.fitted(retrieved, example, 1, |prompts, text| {
-                let learnt = prompts.training_example(text, &example.output)?;
+            let (ids, ..) = self.fitted(retrieved, example, 0, |prompts, text| {
+                let learnt = prompts.ended_example(text, &example.output)?;
                 labels = learnt.labels;
                 Ok(learnt.input_ids)
             })?;
-            if let Some(eos) = self.tokenizer.eos() {
-                ids.push(eos);
-                labels.push(i64::from(eos));
-            }
             debug_assert!(labels[0] == IGNORE_INDEX);
             Ok(TrainSequence { ids, labels, teacher: None })
         };
@@ -316,7 +312,7 @@ fn shuffled(
     let length = |example: &Example| -> Result<usize> {
         let query = prompts.texts(&[], &source.template.query(example))?.concat();
         let generated = prompts.prompt::<&str>(&query, &[])?.token_ids.len() + settings.max_new_tokens;
-        Ok(generated.max(prompts.training_example(&query, &example.output)?.input_ids.len() + 1))
+        Ok(generated.max(prompts.ended_example(&query, &example.output)?.input_ids.len()))
     };
     let fits = |example: &Example| Ok(room.most.is_none() || room.fits(length(example)?));
     let fits: Vec<bool> = all.par_iter().map(fits).collect::<Result<_>>()?;

@@ -13,7 +13,7 @@ use super::builtin;
 use super::columns::{Choices, Columns};
 use super::metrics::Metric;
 use super::readers::Reader;
-use super::templates::Template;
+use super::templates::{Strings, Template};
 use crate::formats::{atomic, yaml};
 use crate::{Error, Result};
 
@@ -74,14 +74,6 @@ struct Written {
     reader: Option<Reader>,
 }
 
-/// A template in a task's file; what is left out is the generic one's.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Strings {
-    query: Option<String>,
-    answer: Option<String>,
-}
-
 /// One path or a list of them.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "train and test: expected a file or a list of files")]
@@ -114,8 +106,7 @@ impl TryFrom<Written> for Definition {
     fn try_from(written: Written) -> Result<Self> {
         let Written { name, template, labels, metric, train, test, rows, input, output, choices, reader } = written;
         let (train, test): (Vec<PathBuf>, Vec<PathBuf>) = (train.into(), test.into());
-        let (query, answer) = template.map_or((None, None), |strings| (strings.query, strings.answer));
-        let template = Template::new(query.as_deref().unwrap_or(GENERIC.0), answer.as_deref().unwrap_or(GENERIC.1))?;
+        let template = template.unwrap_or_default().or(&Template::new(GENERIC.0, GENERIC.1)?)?;
         let closed = labels.is_some() || choices.is_some();
         let metric = metric.unwrap_or(if closed { Metric::Accuracy } else { Metric::Exact });
         let source = match reader {

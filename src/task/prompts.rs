@@ -73,14 +73,40 @@ impl TrainingExample {
 pub struct Prompts<'a> {
     tokenizer: &'a Tokenizer,
     template: &'a Template,
-    /// What stands before answers in a conversation, once it is known.
-    space: OnceLock<String>,
+    /// Of a conversation, once it is known.
+    around: OnceLock<Around>,
+}
+
+/// What a chat template writes around what the assistant says.
+struct Around {
+    /// White space behind where the assistant begins to speak.
+    space: String,
+    /// What ends the turn, up to the token at which generation stops; none if there is no such token.
+    end: Option<String>,
+}
+
+impl Around {
+    fn new(tokenizer: &Tokenizer) -> Result<Self> {
+        // A character that no template writes.
+        const SAID: char = '\u{e000}';
+        let (user, said) = (Message::new("user", "a"), Message::new("assistant", &SAID.to_string()));
+        let before = tokenizer.render_chat(std::slice::from_ref(&user), true)?;
+        let whole = tokenizer.render_chat(&[user, said], false)?;
+        let answer = whole.strip_prefix(&before).and_then(|rest| rest.split_once(SAID));
+        let space = answer.map_or("", |(space, _)| space);
+        let space = if space.trim().is_empty() { space.to_owned() } else { String::new() };
+        let closing = whole.rsplit_once(SAID).map_or("", |(_, closing)| closing);
+        let Encoding { ids, offsets } = tokenizer.encode(closing, false)?;
+        let stop = ids.iter().position(|id| tokenizer.stops().contains(id));
+        let end = stop.map(|at| closing.chars().take(offsets[at].1).collect());
+        Ok(Self { space, end })
+    }
 }
 
 impl<'a> Prompts<'a> {
     /// With the tokenizer of a model and the template of a task.
     pub fn new(tokenizer: &'a Tokenizer, template: &'a Template) -> Self {
-        Self { tokenizer, template, space: OnceLock::new() }
+        Self { tokenizer, template, around: OnceLock::new() }
     }
 
     /// The text of demonstrations and a query: up to where the query begins, and from there on. Of a conversation the first part
@@ -123,23 +149,16 @@ impl<'a> Prompts<'a> {
         if !self.template.is_chat() {
             return Ok(answer);
         }
-        let space = match self.space.get() {
-            Some(space) => space,
-            None => {
-                let space = self.space_before_answers()?;
-                self.space.get_or_init(|| space)
-            }
-        };
-        Ok(format!("{space}{}", answer.trim()))
+        Ok(format!("{}{}", self.around()?.space, answer.trim()))
     }
 
-    /// White space that the chat template writes before what the assistant says.
-    fn space_before_answers(&self) -> Result<String> {
-        let (user, said) = (Message::new("user", "a"), Message::new("assistant", "b"));
-        let before = self.tokenizer.render_chat(std::slice::from_ref(&user), true)?;
-        let whole = self.tokenizer.render_chat(&[user, said], false)?;
-        let between = whole.strip_prefix(&before).and_then(|rest| rest.split_once('b')).map_or("", |(space, _)| space);
-        Ok(if between.trim().is_empty() { between.to_owned() } else { String::new() })
+    /// What the chat template writes around what the assistant says.
+    fn around(&self) -> Result<&Around> {
+        if let Some(around) = self.around.get() {
+            return Ok(around);
+        }
+        let around = Around::new(self.tokenizer)?;
+        Ok(self.around.get_or_init(|| around))
     }
 
     /// The prompt `text` with its `outputs` as answers.
@@ -172,7 +191,30 @@ impl<'a> Prompts<'a> {
     /// # Errors
     /// See [`Prompts::prompt`].
     pub fn training_example(&self, text: &str, output: &str) -> Result<TrainingExample> {
-        let Encoded { ids: input_ids, scored, .. } = self.encode(["", text], Some(&self.answer(output)?))?;
+        self.labelled(text, &self.answer(output)?)
+    }
+
+    /// The same with the end of the answer, which is learned with it: of a conversation what the chat template writes behind it, up to
+    /// the token at which generation stops, and otherwise the end-of-sequence token, where the tokenizer has one.
+    ///
+    /// # Errors
+    /// See [`Prompts::prompt`].
+    pub fn ended_example(&self, text: &str, output: &str) -> Result<TrainingExample> {
+        let end = if self.template.is_chat() { self.around()?.end.as_deref() } else { None };
+        if let Some(end) = end {
+            return self.labelled(text, &(self.answer(output)? + end));
+        }
+        let TrainingExample { mut input_ids, mut labels } = self.training_example(text, output)?;
+        if let Some(eos) = self.tokenizer.eos() {
+            input_ids.push(eos);
+            labels.push(i64::from(eos));
+        }
+        Ok(TrainingExample { input_ids, labels })
+    }
+
+    /// A prompt and what follows it as a sequence to learn, with the labels on the latter.
+    fn labelled(&self, text: &str, answer: &str) -> Result<TrainingExample> {
+        let Encoded { ids: input_ids, scored, .. } = self.encode(["", text], Some(answer))?;
         let from = input_ids.len() - scored;
         let label = |(i, &id): (usize, &u32)| if i < from { -100 } else { i64::from(id) };
         let labels = input_ids.iter().enumerate().map(label).collect();

@@ -84,12 +84,22 @@ pub struct Template {
 }
 
 /// A template as written, before the check.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Strings {
+pub(super) struct Strings {
     query: Option<String>,
     answer: Option<String>,
     chat: Option<bool>,
+}
+
+impl Strings {
+    /// The template, of which a key that is left out is that of `default`.
+    pub(super) fn or(self, default: &Template) -> Result<Template> {
+        let Self { query, answer, chat } = self;
+        let (query, answer) =
+            (query.as_deref().unwrap_or(&default.query), answer.as_deref().unwrap_or(&default.answer));
+        Ok(Template::new(query, answer)?.with_chat(chat.unwrap_or(default.chat)))
+    }
 }
 
 /// A demonstration: a filled query, and the answer to it with the separator that ends it.
@@ -159,11 +169,7 @@ impl Template {
                 format!("{value:?} ({e})"),
             )
         })?;
-        let template = Self::new(
-            strings.query.as_deref().unwrap_or(&default.query),
-            strings.answer.as_deref().unwrap_or(&default.answer),
-        )?;
-        Ok(template.with_chat(strings.chat.unwrap_or(default.chat)))
+        strings.or(default)
     }
 
     /// The columns that a query names beside the input, by their names in the data.

@@ -122,6 +122,11 @@ fn task_counts_and_asks_in_a_conversation() {
     task("--evaluate --model {}/model --apply-chat-template --shots 0,2 --seeds 1 --queries 3 --device cpu").ok();
     let shown = task("--apply-chat-template").refused();
     assert!(shown.contains("--apply-chat-template: expected --check or --evaluate"), "{shown}");
+    // A task of one's own says it in its template, and what is given beside the flag has the last word.
+    put(d, "own.yaml", "name: own\nrows: [{input: a, output: b}, {input: c, output: d}]\ntemplate: {chat: true}\n");
+    let own = line(d, "task {}/own.yaml").refused();
+    assert!(own.contains("template.chat: expected --check or --evaluate"), "{own}");
+    assert_eq!(longest(&["--apply-chat-template", "--template", "{chat: false}"]), longest(&[]));
     let synthetic = line(d, "task synthetic --apply-chat-template").refused();
     assert!(synthetic.contains("--apply-chat-template: expected a task of examples"), "{synthetic}");
 }

@@ -316,6 +316,36 @@ fn demonstrations_are_turns_of_a_conversation() {
     }
 }
 
+/// What ends an answer is learned with it: what the template writes behind a turn, up to a token at which generation stops.
+#[test]
+fn the_end_of_an_answer_is_that_of_its_turn() {
+    let template = Template::new("{input}?", " {output}\n\n").expect("valid").with_chat(true);
+    let form = |end: &str| {
+        format!("{{% for m in messages %}}{{{{ '[' + m.role + '] ' + m.content + '{end}' }}}}{{% endfor %}}")
+    };
+    // `<unk>` is no end of a sequence, but the model's configuration says that it stops there; a line end is no token that stops.
+    for (end, learnt) in [(" </s>\\n", " </s>"), ("<unk> </s>", "<unk>"), ("\\n", "</s>")] {
+        let dir = support::temp();
+        write(dir.path(), "generation_config.json", r#"{"eos_token_id": [2, 0]}"#);
+        let tokenizer = chat_tokenizer(dir.path(), "llama2", &form(end));
+        let prompts = Prompts::new(&tokenizer, &template);
+        let text = prompts.texts(&[], "dull?").expect("renders").concat();
+        let ended = prompts.ended_example(&text, "no").expect("tokens");
+        let whole = tokenizer.encode(&format!("{text}no{learnt}"), false).expect("encodes").ids;
+        assert_eq!(ended.input_ids, whole, "{end:?}");
+        let alone = prompts.training_example(&text, "no").expect("tokens");
+        assert_eq!(
+            ended.scored().zip(alone.scored()).map(|(all, alone)| all - alone),
+            Some(whole.len() - alone.input_ids.len())
+        );
+        let plain = Template::new("{input}?", " {output}").expect("valid");
+        let ended = Prompts::new(&tokenizer, &plain).ended_example("dull?", "no").expect("tokens");
+        let eos = tokenizer.eos().expect("</s>");
+        assert_eq!(ended.input_ids, [tokenizer.encode("dull? no", true).expect("encodes").ids, vec![eos]].concat());
+        assert_eq!(ended.labels.last(), Some(&i64::from(eos)));
+    }
+}
+
 #[test]
 fn conversations_without_a_text_are_refused() {
     let (dir, other) = (support::temp(), support::temp());

@@ -15,11 +15,11 @@ pub const MODEL: &str = "Model: a directory with config.json and safetensors, a 
                          cache, or embedded";
 /// What `--template` takes.
 pub const TEMPLATE: &str = "Prompt template in place of the task's own, in YAML: {query: \"Text: {input}\\nLabel:\", \
-                            answer: \" {output}\\n\"}";
+                            answer: \" {output}\\n\", chat: false}";
 /// What `--apply-chat-template` does.
 pub const APPLY_CHAT_TEMPLATE: &str = "Ask through the model's chat template: every demonstration is what the user says and what the assistant \
-                                       answers, the query what the user says last (as of a --template with chat: true); needs a tokenizer \
-                                       that has one";
+                                       answers, the query what the user says last (of a --template that says chat: true or \
+                                       false, as that says); needs a tokenizer that has one";
 
 /// What stands for a task: the name of a built-in one, or the path of a file, which is read later.
 pub fn task_word(word: &str) -> Result<String, String> {

@@ -41,6 +41,7 @@ A task is a file:
   template:
     query: \"Review: {input}\\nSentiment:\"   # any column by its name, also list[0] and object.key
     answer: \" {output}\\n\\n\"
+    chat: true                     # turns of the model's chat template [default: false]
 Multiple choice: choices is the column with each row's answers (a list, in CSV and TSV as JSON),
 or a list of columns with one answer each; output is then the answer's text or its index.
 In place of train and test, rows has the examples themselves; reader names the data set of a

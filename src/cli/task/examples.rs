@@ -25,12 +25,7 @@ const SHOTS: [usize; 5] = [0, 1, 2, 4, 8];
 
 pub fn run(args: &TaskArgs) -> Result<(), Failure> {
     let task = Task::named(&args.task)?;
-    let template = match &args.template {
-        Some(text) => Template::parse(text, task.template())?,
-        None => task.template().clone(),
-    };
-    let chat = args.apply_chat_template || template.is_chat();
-    let template = template.with_chat(chat);
+    let template = resolve::template(&task, args.template.as_deref(), args.apply_chat_template)?;
     if args.evaluate {
         let name = args.model.as_deref().unwrap_or(embedded::NAME);
         let files = resolve::base_model(name, &args.common)?;
@@ -53,8 +48,9 @@ pub fn run(args: &TaskArgs) -> Result<(), Failure> {
     if let Some(model) = &args.model {
         return Err(Error::argument("--model", "--check or --evaluate", model).into());
     }
-    if chat {
-        return Err(Error::argument("--apply-chat-template", "--check or --evaluate beside it", "neither").into());
+    if template.is_chat() {
+        let flag = if args.apply_chat_template { "--apply-chat-template" } else { "template.chat" };
+        return Err(Error::argument(flag, "--check or --evaluate beside it", "neither").into());
     }
     show(args, &task, &template)
 }

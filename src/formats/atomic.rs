@@ -5,8 +5,8 @@
 //! and on a panic, the temporary is removed, and so are folders that were made for it alone; [`unfinished`] is for ends by
 //! a signal.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::fs::{self, File, Metadata};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -35,9 +35,21 @@ pub fn read_to_string(path: impl AsRef<Path>) -> Result<String> {
 /// # Errors
 /// The file is there and cannot be read.
 pub fn read_if_there(path: impl AsRef<Path>) -> Result<Option<Vec<u8>>> {
+    Ok(open_if_there(path)?.map(|(_, bytes)| bytes))
+}
+
+/// A file that was read, whatever has its name by now.
+pub struct Old(File);
+
+/// A file and its content, for [`replace`]; none if there is no such file.
+///
+/// # Errors
+/// The file is there and cannot be read.
+pub fn open_if_there(path: impl AsRef<Path>) -> Result<Option<(Old, Vec<u8>)>> {
     let path = path.as_ref();
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes).map(|_| file)) {
+        Ok(file) => Ok(Some((Old(file), bytes))),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("read", path)(e)),
     }
@@ -194,6 +206,34 @@ pub fn write_new(path: impl AsRef<Path>, bytes: &[u8]) -> Result<bool> {
     let mut file = AtomicFile::create(path)?;
     file.write(bytes)?;
     file.finish_new()
+}
+
+/// Writes a whole file atomically in the place of `old`, unless something else has that name by now: of several that replace one file
+/// at the same time, one does. Returns whether this one did. Where a file system has no locks, each may.
+///
+/// # Errors
+/// See [`AtomicFile`].
+pub fn replace(path: impl AsRef<Path>, Old(old): &Old, bytes: &[u8]) -> Result<bool> {
+    let path = path.as_ref();
+    let locked = old.lock().is_ok();
+    let stands = old.metadata().and_then(|old| Ok(are_one(&old, &path.metadata()?))).unwrap_or(false);
+    let replaced = if stands { write(path, bytes).map(|()| true) } else { write_new(path, bytes) };
+    if locked {
+        old.unlock().map_err(Error::io("unlock", path))?;
+    }
+    replaced
+}
+
+/// Whether they are of one file, where the system numbers files; elsewhere it is told by length and time.
+fn are_one(a: &Metadata, b: &Metadata) -> bool {
+    #[cfg(unix)]
+    let of = |file: &Metadata| {
+        use std::os::unix::fs::MetadataExt;
+        (file.dev(), file.ino())
+    };
+    #[cfg(not(unix))]
+    let of = |file: &Metadata| (file.len(), file.modified().ok());
+    of(a) == of(b)
 }
 
 /// Writes a value as JSON with an indent of two and a final newline, atomically.

@@ -23,6 +23,9 @@ const PRODUCTS: usize = 4;
 /// Products with one number of rows.
 const RAN: u64 = (LISTS * PRODUCTS) as u64;
 
+/// The workspace, the operands, and less than they take a second time.
+const LITTLE_MEMORY: (&str, &str) = ("FAKE_MEMORY", "40000000");
+
 /// Small whole numbers of a matrix, whose products have no rounding.
 fn values(rows: usize, value: fn(usize) -> f32) -> Vec<f32> {
     (0..rows * SIDE).map(value).collect()
@@ -161,9 +164,23 @@ fn rows_share_choices() {
     let place = Place(dir.path().to_path_buf());
     assert_eq!(place.counts("17,18", "2,1", &[]), [TIMED, TIMED + 2 * RAN]);
     assert_eq!(place.files().len(), 1);
-    // A device is timed for two seconds at most; what comes then has the first, and keeps it.
+    // A device times nothing after two seconds; what comes then has the first, and keeps it.
     assert_eq!(place.counts("4,5", "900,1", &[]), [TIMED + RAN, TIMED + RAN]);
     assert_eq!(place.counts("5,4", "900,1", &[]), [RAN, RAN]);
+}
+
+#[test]
+fn what_cannot_be_timed_again_keeps_its_choice() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let place = Place(dir.path().to_path_buf());
+    let again = ("LLAMAPROBE_GEMM", "retime");
+    assert_eq!(place.counts("4,5", "2,1", &[]), [2 * TIMED, 2 * TIMED + 2 * RAN]);
+    let (found, said) = place.run("4,5", "1,2", &[again, LITTLE_MEMORY]);
+    assert!(said.lines().count() == 1 && said.contains("bytes wanted to time"), "{said}");
+    assert_eq!(found, [0, 2 * RAN]);
+    // The first takes all the time that there is.
+    assert_eq!(place.counts("4,5", "1,900", &[again]), [TIMED + RAN, TIMED + RAN]);
+    assert_eq!(place.counts("5", "1,900", &[]), [0, RAN]);
 }
 
 #[test]
@@ -203,8 +220,7 @@ fn choices_that_are_no_use_are_made_again() {
 fn products_without_memory_to_time_them_take_the_first() {
     let dir = tempfile::tempdir().expect("a folder");
     let place = Place(dir.path().to_path_buf());
-    // The workspace, the operands, and less than they take a second time.
-    let (found, said) = place.run("4,5", "2,1", &[("FAKE_MEMORY", "40000000")]);
+    let (found, said) = place.run("4,5", "2,1", &[LITTLE_MEMORY]);
     assert!(said.lines().count() == 1 && said.contains("bytes wanted to time"), "{said}");
     assert_eq!(found, [2 * RAN]);
     assert_eq!(place.counts("4,5", "2,1", &[]), [2 * RAN]);

@@ -3,11 +3,13 @@
 //! Algorithms add up in different orders, so the choice decides bits, and must not depend on how a timing falls out today:
 //!
 //! - A choice is made before the product is first computed, and written to a file of the cache (device, versions of driver and
-//!   cuBLASLt, dtype and shape are its name). What stands there is taken and never timed again. Of several processes that time at the
-//!   same time the first to write decides, and the others take its choice.
+//!   cuBLASLt, dtype and shape are its name). What stands there is taken and never timed again, unless that is asked for. Of several
+//!   processes that time, or replace the same file, at the same time the first to write decides, and the others take its choice.
 //! - Nothing is timed where the choice cannot be kept: then, as for products that take about as long as their launch, it is the first
-//!   that the heuristic offers, which it is for the same version always. It is also what is written where there is no memory
-//!   to time, or where a device has been timed for long enough ([`MOST_MILLIS`]).
+//!   that the heuristic offers, which it is for the same version always.
+//! - Where the driver has no memory to time, or a device has been timed for long enough ([`MOST_MILLIS`]), what stands there stays,
+//!   and where nothing does, the heuristic's first is written. Else a later run with more room or time would compute other bits: only
+//!   one that is asked to time again does. Memory kept for reuse is not given back for it ([`Passing::filled`]).
 //! - Passes have any number of rows. A choice is for the rows rounded up to one of eight sizes from a power of two to the next
 //!   ([`rounded`]), and a product of fewer is computed by it if cuBLASLt says that it can be.
 //!
@@ -36,8 +38,8 @@ const MOST: usize = 8;
 const ROUNDS: usize = 5;
 /// Bytes of operands and result below which nothing is timed: they pass in a microsecond or two.
 const LEAST_BYTES: usize = 4 << 20;
-/// Milliseconds of a device's time that one process spends on it: some hundred shapes of a model of 7 billion parameters, which take 1
-/// to 6 each.
+/// Milliseconds of timed products after which a device, from when it is opened, times no other shape: enough for some hundred of a model
+/// of 7 billion parameters, which take 1 to 6 each. Memory, its filling and first calls are not counted.
 const MOST_MILLIS: f32 = 2000.0;
 /// Each byte of the operands: 1.06 in f16, 0.0115 in the other dtypes.
 const FILLING: u8 = 0x3c;
@@ -55,7 +57,7 @@ pub struct Algorithms {
     recorder: Option<Recorder>,
     /// By shapes with rounded rows.
     chosen: HashMap<GemmShape, Choice>,
-    /// Milliseconds spent so far.
+    /// Milliseconds of timed products so far.
     spent: f32,
     /// Whether it has been said that there is no memory to time.
     said: bool,
@@ -70,11 +72,11 @@ struct Choice {
     why: String,
 }
 
-/// What a file of the cache has.
-enum Found {
-    Nothing,
-    Unusable,
-    Algorithm(Algorithm),
+/// A file of the cache, as it was read.
+struct Standing {
+    file: atomic::Old,
+    /// None where it is of no use.
+    algorithm: Option<Algorithm>,
 }
 
 impl Algorithms {
@@ -121,10 +123,8 @@ impl Algorithms {
             None => Choice { algorithm: lt.offers(op, shape, of, 1)?[0], why: "the heuristic's first".to_owned() },
         };
         if let Some(recorder) = &self.recorder {
-            let GemmShape { m, n, k, count, .. } = shape;
-            let times = if *count > 1 { format!(", {count} in one") } else { String::new() };
             let algorithm = format!("{}: {}", described(&choice.algorithm), choice.why);
-            recorder.set_algorithm(format!("{op} [{n}, {m}], depth {k}{times}"), algorithm);
+            recorder.set_algorithm(named(op, shape), algorithm);
         }
         Ok(choice.algorithm)
     }
@@ -150,11 +150,20 @@ impl Algorithms {
         }
         let file = ChoiceFile { path, key, on_warning: self.on_warning };
         let accepts = |algorithm: &Algorithm| lt.takes(&of, algorithm);
-        let found = if self.retime { Ok(Found::Unusable) } else { file.read(accepts) };
-        let choice = match found {
-            Ok(Found::Algorithm(algorithm)) => Ok(Choice { algorithm, why: "chosen by an earlier run".to_owned() }),
-            Ok(Found::Nothing) => file.keep(self.choose(lt, op, shape, &of, &offers)?, false, accepts),
-            Ok(Found::Unusable) => file.keep(self.choose(lt, op, shape, &of, &offers)?, true, accepts),
+        let choice = match file.read(accepts) {
+            Ok(Some(Standing { algorithm: Some(algorithm), .. })) if !self.retime => {
+                Ok(Choice { algorithm, why: "chosen by an earlier run".to_owned() })
+            }
+            Ok(standing) => {
+                let earlier = standing.as_ref().and_then(|standing| standing.algorithm);
+                let first = |why| Choice { algorithm: offers[0], why: format!("the heuristic's first: {why}") };
+                match (self.quickest(lt, op, shape, &of, &offers)?, earlier) {
+                    (Err(why), Some(algorithm)) => {
+                        Ok(Choice { algorithm, why: format!("chosen by an earlier run: {why}") })
+                    }
+                    (timed, _) => file.keep(timed.unwrap_or_else(first), standing, accepts),
+                }
+            }
             Err(why) => Err(why),
         };
         let choice = match choice {
@@ -170,28 +179,32 @@ impl Algorithms {
         Ok(Some(choice))
     }
 
-    /// The quickest of the algorithms offered, or the first where they cannot be timed.
-    fn choose(
+    /// The quickest of the algorithms offered, or why they were not timed.
+    fn quickest(
         &mut self,
         lt: &CublasLt,
         op: &'static str,
         shape: &GemmShape,
         of: &Descriptors,
         offers: &[Algorithm],
-    ) -> Result<Choice> {
-        let first = |why: &str| Choice { algorithm: offers[0], why: format!("the heuristic's first: {why}") };
+    ) -> Result<std::result::Result<Choice, &'static str>> {
         if self.spent >= MOST_MILLIS {
-            return Ok(first("enough time was spent on others"));
+            return Ok(Err("enough time was spent on others"));
         }
         let device = &lt.device;
         let [of_a, of_b, of_d] = bytes(shape, lt.dtype.size()).map(|bytes| bytes.next_multiple_of(ALIGN));
         let total = of_a + of_b + of_d + shape.m * size_of::<f32>();
         let Some(scratch) = device.check(op, Passing::filled(device, total, FILLING))? else {
             if !std::mem::replace(&mut self.said, true) {
-                let needs = format!("{total} bytes wanted to time algorithms of products, which are not there");
-                (self.on_warning)(&format!("{}: {needs}; cuBLASLt's first are taken", device.name()));
+                let needs =
+                    format!("{total} bytes wanted to time algorithms of products, which the driver does not have");
+                let instead = "what cuBLASLt offers first is the choice where none was made yet";
+                (self.on_warning)(&format!(
+                    "{}: {needs}: {instead}, until LLAMAPROBE_GEMM=retime finds room",
+                    device.name()
+                ));
             }
-            return Ok(first("no memory to time it"));
+            return Ok(Err("no memory to time it"));
         };
         let at = |offset| scratch.ptr().add(offset);
         let bias = shape.bias.then(|| at(of_a + of_b + of_d));
@@ -219,11 +232,13 @@ impl Algorithms {
         if let (Some((_, start, _)), Some((.., end))) = (runs.first(), runs.last()) {
             self.spent += device.check(op, start.elapsed_ms(end))?;
         }
-        let quickest = usable.into_iter().min_by(|&i, &j| millis[i].total_cmp(&millis[j])).unwrap_or(0);
+        let Some(quickest) = usable.into_iter().min_by(|&i, &j| millis[i].total_cmp(&millis[j])) else {
+            return Ok(Err("none could be launched to time it"));
+        };
         let [took, before] = [millis[quickest], millis[0]].map(|millis| 1e3 * millis);
         let why =
             format!("the quickest of {}, {took:.1} us, where the heuristic's first takes {before:.1}", offers.len());
-        Ok(Choice { algorithm: offers[quickest], why })
+        Ok(Ok(Choice { algorithm: offers[quickest], why }))
     }
 }
 
@@ -235,55 +250,72 @@ struct ChoiceFile {
 }
 
 impl ChoiceFile {
-    /// The algorithm that it has, if it is whole, of this key, and accepted. The error says why it cannot be read.
-    fn read(&self, accepts: impl Fn(&Algorithm) -> bool) -> std::result::Result<Found, String> {
-        let unusable = |why: &str| {
-            (self.on_warning)(&format!("algorithm cache: {}: {why}, timed again", self.path.display()));
-            Ok(Found::Unusable)
-        };
-        let file = atomic::read_if_there(&self.path).map_err(|e| e.to_string())?;
-        let Some(file) = file else { return Ok(Found::Nothing) };
-        let Some((bytes, key)) = unseal(&MAGIC, &file).and_then(|content| content.split_at_checked(BYTES)) else {
-            return unusable("damaged");
-        };
+    /// What stands there, if anything. The error says why it cannot be read.
+    fn read(&self, accepts: impl Fn(&Algorithm) -> bool) -> std::result::Result<Option<Standing>, String> {
+        let standing = atomic::open_if_there(&self.path).map_err(|e| e.to_string())?;
+        Ok(standing.map(|(file, bytes)| {
+            let algorithm = self.algorithm(&bytes, accepts).map_err(|why| {
+                (self.on_warning)(&format!("algorithm cache: {}: {why}, chosen again", self.path.display()));
+            });
+            Standing { file, algorithm: algorithm.ok() }
+        }))
+    }
+
+    /// The algorithm of a file that is whole, of this key, and accepted; the error says what is wrong.
+    fn algorithm(
+        &self,
+        file: &[u8],
+        accepts: impl Fn(&Algorithm) -> bool,
+    ) -> std::result::Result<Algorithm, &'static str> {
+        let content = unseal(&MAGIC, file).and_then(|content| content.split_at_checked(BYTES));
+        let (bytes, key) = content.ok_or("damaged")?;
         if key != self.key.as_bytes() {
-            return unusable("of another product or device");
+            return Err("of another product or device");
         }
         let mut algorithm = Algorithm { data: [0; 8] };
         for (word, bytes) in algorithm.data.iter_mut().zip(bytes.as_chunks().0) {
             *word = u64::from_le_bytes(*bytes);
         }
-        if accepts(&algorithm) {
-            Ok(Found::Algorithm(algorithm))
-        } else {
-            unusable("no algorithm that cuBLASLt takes for it")
-        }
+        if accepts(&algorithm) { Ok(algorithm) } else { Err("no algorithm that cuBLASLt takes for it") }
     }
 
-    /// Writes a choice, in the place of what is there if that is to be replaced. Returns it, or that of another process that has
-    /// written first.
+    /// Writes a choice, in the place of what was read. Returns it, or that of another process that has written since then.
     fn keep(
         &self,
         choice: Choice,
-        replaces: bool,
+        replaces: Option<Standing>,
         accepts: impl Fn(&Algorithm) -> bool,
     ) -> std::result::Result<Choice, String> {
         let bytes = choice.algorithm.data.map(u64::to_le_bytes);
         let file = seal(&MAGIC, &[bytes.as_flattened(), self.key.as_bytes()].concat());
-        let written = if replaces {
-            atomic::write(&self.path, &file).map(|()| true)
-        } else {
-            atomic::write_new(&self.path, &file)
+        let written = match replaces {
+            Some(Standing { file: old, .. }) => atomic::replace(&self.path, &old, &file),
+            None => atomic::write_new(&self.path, &file),
         };
         match written {
             Ok(true) => Ok(choice),
-            Ok(false) => match self.read(accepts)? {
-                Found::Algorithm(algorithm) => Ok(Choice { algorithm, why: "chosen by another process".to_owned() }),
-                _ => Err(format!("{}: what another process has written is of no use", self.path.display())),
+            Ok(false) => match self.read(accepts)?.and_then(|standing| standing.algorithm) {
+                Some(algorithm) => Ok(Choice { algorithm, why: "chosen by another process".to_owned() }),
+                None => Err(format!("{}: what another process has written is of no use", self.path.display())),
             },
             Err(e) => Err(e.to_string()),
         }
     }
+}
+
+/// A product in words, every shape in others.
+fn named(op: &str, shape: &GemmShape) -> String {
+    let GemmShape { m, n, k, transpose_a, transpose_b, acc_out, bias, accumulate, count, strides, alignment } = shape;
+    let mut name = format!("{op} [{n}, {m}], depth {k}");
+    let mut say = |yes: bool, what: &str| name.push_str(if yes { what } else { "" });
+    say(*count > 1, &format!(", {count} in one, {strides:?} elements apart"));
+    say(*transpose_a, ", first operand transposed");
+    say(*transpose_b, ", second operand transposed");
+    say(*bias, ", with a bias");
+    say(true, if *acc_out { ", result in f32" } else { ", result in the compute dtype" });
+    say(*accumulate, ", added to what was there");
+    say(true, &format!(", addresses are multiples of {alignment} bytes"));
+    name
 }
 
 /// A shape with the rows of the pass rounded up to a multiple of an eighth of the power of two below, so that there are few, and
@@ -334,6 +366,49 @@ mod tests {
         assert_eq!(sizes.len(), 16 + 7 * 8);
         // Passes that are filled up (`train/fill.rs`) have sizes of their own.
         assert!([1, 16, 48, 64, 192, 704, 1152, 1920].iter().all(|n| sizes.contains(n)));
+    }
+
+    #[test]
+    fn shapes_have_names_of_their_own() {
+        let GemmShape { m, n, k, transpose_a, transpose_b, acc_out, bias, accumulate, count, .. } = SHAPE;
+        let others = [
+            GemmShape { m: m + 1, ..SHAPE },
+            GemmShape { n: n + 1, ..SHAPE },
+            GemmShape { k: k + 1, ..SHAPE },
+            GemmShape { transpose_a: !transpose_a, ..SHAPE },
+            GemmShape { transpose_b: !transpose_b, ..SHAPE },
+            GemmShape { acc_out: !acc_out, ..SHAPE },
+            GemmShape { bias: !bias, ..SHAPE },
+            GemmShape { accumulate: !accumulate, ..SHAPE },
+            GemmShape { count: count + 1, ..SHAPE },
+            GemmShape { strides: [900, 0, 60001], ..SHAPE },
+            GemmShape { alignment: 32, ..SHAPE },
+        ];
+        let names: std::collections::BTreeSet<String> =
+            others.iter().chain([&SHAPE]).map(|shape| named("linear_fwd", shape)).collect();
+        assert_eq!(names.len(), others.len() + 1, "{names:?}");
+    }
+
+    #[test]
+    fn of_those_that_replace_a_file_at_once_the_first_decides() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("one.algorithm");
+        let file = ChoiceFile { path: path.clone(), key: "key".to_owned(), on_warning: |_| () };
+        let algorithm = |word| Algorithm { data: [word; 8] };
+        let choice = |word| Choice { algorithm: algorithm(word), why: "timed".to_owned() };
+        let read = || file.read(|_| true).expect("it can be read");
+        let keep = |word, replaces| file.keep(choice(word), replaces, |_| true).expect("it can be kept").algorithm;
+        // What is of no use, what is timed again, and that again with the same outcome; what is gone meanwhile.
+        std::fs::write(&path, "damaged").expect("a file");
+        for (first, then) in [(1, 2), (3, 4), (3, 5)] {
+            let (one, other) = (read(), read());
+            assert_eq!(keep(first, one), algorithm(first));
+            assert_eq!(keep(then, other), algorithm(first), "another choice although {first} was written");
+            assert_eq!(read().and_then(|standing| standing.algorithm), Some(algorithm(first)));
+        }
+        let gone = read();
+        std::fs::remove_file(&path).expect("a file");
+        assert_eq!(keep(6, gone), algorithm(6));
     }
 
     #[test]

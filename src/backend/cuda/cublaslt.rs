@@ -18,6 +18,18 @@ use crate::backend::scratch::WORKSPACE;
 /// version of cuBLAS library" (`cublasLt.h`, and the documentation of `cublasLtMatmulAlgo_t`).
 pub type Algorithm = sys::cublasLtMatmulAlgo_t;
 
+/// What cuBLASLt says of an algorithm for a product.
+type Said = sys::cublasLtMatmulHeuristicResult_t;
+
+/// That it has said nothing.
+const UNKNOWN: Said = Said {
+    algo: Algorithm { data: [0; 8] },
+    workspaceSize: 0,
+    state: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
+    wavesCount: 0.0,
+    reserved: [0; 4],
+};
+
 /// Parts of a sum may be computed beside each other only if they are kept in f32 and added up in a step of its own: never in the
 /// result's dtype, which may have 16 bits, nor in the order in which they come. What is summed in one go is always allowed.
 const REDUCTION: u32 = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
@@ -82,14 +94,7 @@ impl CublasLt {
 
     fn heuristic(&self, shape: &GemmShape, of: &Descriptors, most: usize) -> Result<Vec<Algorithm>, CublasError> {
         let preference = Preference::new(shape)?;
-        let none = sys::cublasLtMatmulHeuristicResult_t {
-            algo: Algorithm { data: [0; 8] },
-            workspaceSize: 0,
-            state: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
-            wavesCount: 0.0,
-            reserved: [0; 4],
-        };
-        let (mut found, mut count) = (vec![none; most], 0);
+        let (mut found, mut count) = (vec![UNKNOWN; most], 0);
         let Descriptors { desc, a, b, d } = of;
         // SAFETY: all objects exist; there is room for `most` results.
         unsafe {
@@ -109,23 +114,25 @@ impl CublasLt {
             .result()?;
         }
         found.truncate(count.max(0) as usize);
-        let usable = |found: &sys::cublasLtMatmulHeuristicResult_t| {
-            found.state.result().is_ok() && found.workspaceSize <= self.workspace.bytes()
-        };
-        Ok(found.into_iter().filter(usable).map(|found| found.algo).collect())
+        Ok(found.into_iter().filter(|found| self.is_usable(found)).map(|found| found.algo).collect())
+    }
+
+    /// Whether what cuBLASLt says of an algorithm allows it, within the workspace.
+    fn is_usable(&self, said: &Said) -> bool {
+        said.state.result().is_ok() && said.workspaceSize <= self.workspace.bytes()
     }
 
     /// Whether an algorithm can compute such products, within the workspace.
     pub fn takes(&self, of: &Descriptors, algorithm: &Algorithm) -> bool {
-        let mut found = std::mem::MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit();
+        // The call never writes `algo`, and the header does not say that it writes `state`.
+        let mut said = Said { state: sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS, ..UNKNOWN };
         let Descriptors { desc, a, b, d } = of;
-        // SAFETY: all objects exist; the result is read only where the call has written it.
-        unsafe {
+        // SAFETY: all objects exist; the result is one before the call, whichever of its fields that writes.
+        let checked = unsafe {
             let algorithm = std::ptr::from_ref(algorithm);
-            let checked =
-                sys::cublasLtMatmulAlgoCheck(self.handle, desc.0, a.0, b.0, d.0, d.0, algorithm, found.as_mut_ptr());
-            checked.result().is_ok() && found.assume_init_ref().workspaceSize <= self.workspace.bytes()
-        }
+            sys::cublasLtMatmulAlgoCheck(self.handle, desc.0, a.0, b.0, d.0, d.0, algorithm, &raw mut said)
+        };
+        checked.result().is_ok() && self.is_usable(&said)
     }
 
     /// Submits a product to the device's stream, whose context is current.

@@ -137,7 +137,8 @@ pub struct Passing {
 }
 
 impl Passing {
-    /// `bytes` bytes, each `value`; none if the device has no room.
+    /// `bytes` bytes, each `value`; none if the driver has no room. What a pool keeps for reuse is not given back for it: deferred work
+    /// may still have its operands there.
     ///
     /// # Errors
     /// Of the driver.

@@ -174,8 +174,7 @@ API cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, voi
 }
 API cublasLtMatmulAlgoCheck(void*, void*, void*, void*, void*, void*, const uint64_t* algorithm, Heuristic* found) {
     if (!known(algorithm)) return INVALID_VALUE;
-    *found = Heuristic();
-    found->workspace = algorithms()[algorithm[1]].workspace;
+    found->workspace = algorithms()[algorithm[1]].workspace, found->state = OK, found->waves = 0;
     return OK;
 }
 API cublasLtMatmulAlgoConfigGetAttribute(const uint64_t* algorithm, int attribute, void* value, size_t size, size_t* written) {

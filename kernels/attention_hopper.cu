@@ -94,7 +94,7 @@ struct Producer {
     static DEV int box_rows(bool one_run, u32 runs, int at) { return one_run ? TILE : (runs >> at / 8 * 4 & 15) == 15 ? 8 : 1; }
 
     DEV void copy(const Boxes& x, const Boxes& cached, int2 entries, int column) {
-        constexpr int OUTSIDE = -8;
+        constexpr int OUTSIDE = -TILE;  // no box from there has a row
         int lane = threadIdx.x % 32, of_eight = lane % 4;
         auto follow = [&](int first, int distance) {
             return follows(entries.x, first, distance) && follows(entries.y, first, distance + 1);

@@ -37,7 +37,8 @@ pub fn step(
     let device = &mut Trace::new();
     // Its note is for who trains.
     let mut model = Model::planned(device, &ModelConfig { dropout: 0.0, ..config.clone() }, quantized);
-    let adaptation = Adaptation::new(device, layout, 1)?;
+    let mut adaptation = Adaptation::new(device, layout, 1)?;
+    adaptation.update_norms(device, &model);
     let options = TrainerOptions {
         row_budget: sequences.iter().map(|sequence| sequence.ids.len()).sum(),
         keep_states: false,

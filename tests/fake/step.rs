@@ -51,13 +51,18 @@ fn of_a_step(model: &TinyModel, modules: &str, more: &str) -> [f64; 4] {
 }
 
 /// What a GPU would be given for such a step, as a plan has it.
-fn planned_step(model: &TinyModel, modules: &str, quantized: impl Fn(ParamId) -> Option<usize>) -> [f64; 4] {
+fn planned_step(
+    model: &TinyModel,
+    modules: &str,
+    dora: bool,
+    quantized: impl Fn(ParamId) -> Option<usize>,
+) -> [f64; 4] {
     let dir = workplace(safetensors::Dtype::F32);
     model.write(&dir.path().join("model"));
     let config = Model::load(&mut Trace::new(), &dir.path().join("model")).expect("the model loads").config;
     let has = |target: &Projection| modules.split(',').any(|name| name == target.name());
     let targets = Projection::ALL.into_iter().filter(has).collect();
-    let shape = LoraShape { rank: 4, alpha: 8.0, rslora: false, dora: false, layers: None, targets };
+    let shape = LoraShape { rank: 4, alpha: 8.0, rslora: false, dora, layers: None, targets };
     // More labels than rows that a product with a quantised weight decodes it for in registers.
     let sequence = TrainSequence::marked((0..30).collect(), |i| i > 8);
     let launches = planned::step(&config, quantized, Layout::lora(&config, &shape), vec![sequence]).expect("a step");
@@ -73,20 +78,26 @@ fn step_has_the_nodes_of_the_table() {
         let counts = of_a_step(&model(layers), ALL, "");
         assert_eq!(
             counts,
-            planned_step(&model(layers), ALL, |_| None),
+            planned_step(&model(layers), ALL, false, |_| None),
             "{layers} layers, as planned (src/backend/launches.rs)"
         );
         counts
     });
-    assert_eq!(of_a_step(&model(2), TWO, ""), planned_step(&model(2), TWO, |_| None), "of two projections, as planned");
+    assert_eq!(
+        of_a_step(&model(2), TWO, ""),
+        planned_step(&model(2), TWO, false, |_| None),
+        "of two projections, as planned"
+    );
     let normed = TinyModel { config: json!({"model_type": "qwen3"}), ..model(2) };
-    let [found, planned] = [of_a_step(&normed, ALL, ""), planned_step(&normed, ALL, |_| None)];
+    let [found, planned] = [of_a_step(&normed, ALL, ""), planned_step(&normed, ALL, false, |_| None)];
     assert_eq!(found, planned, "with norms of queries and keys, as planned");
     // Weights are decoded one by one, and products are as many as of others.
     let bytes = |id| matches!(id, ParamId::Weight(..)).then_some(1);
     let quantized = of_a_step(&model(2), ALL, "--load-in nf4");
-    assert_eq!(quantized, planned_step(&model(2), ALL, bytes), "of quantised weights, as planned");
+    assert_eq!(quantized, planned_step(&model(2), ALL, false, bytes), "of quantised weights, as planned");
     assert_eq!(quantized[3], few[3], "products of quantised weights");
+    let dora = of_a_step(&model(2), TWO, "--load-in nf4 --use-dora");
+    assert_eq!(dora, planned_step(&model(2), TWO, true, bytes), "of quantised weights with DoRA, as planned");
     let layer: [f64; 4] = std::array::from_fn(|i| more[i] - few[i]);
     let whole: [f64; 4] = std::array::from_fn(|i| few[i] + (LAYERS - 2.0) * layer[i]);
     for (part, counts) in [("a layer", layer), ("a step of 32 layers", whole)] {

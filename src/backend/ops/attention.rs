@@ -4,6 +4,7 @@
 //! ([`AttentionDims::softcap`]); the bias is 0, or ALiBi's ([`AttentionDims::slope`], Press et al. 2022).
 
 use super::check::{below, need, needs, same, softcap};
+use super::linear::kernel_launches;
 use super::{Launch, Op, Projected, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 use crate::pack::{Pack, Parent};
@@ -325,6 +326,10 @@ impl<B: Buffers + ?Sized> Op for AttentionResult<'_, B> {
         let (count, q_width) = (self.rows.len(), self.heads * self.head_dim);
         let work = Work::moved(count * self.heads * self.width, count * q_width, self.weight.len());
         work.multiplied((count * q_width * self.width) as u64)
+    }
+
+    fn launches(&self) -> Vec<Launch> {
+        kernel_launches(self.weight, self.work())
     }
 }
 

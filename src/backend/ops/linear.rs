@@ -43,6 +43,11 @@ pub(super) fn product_launches(weight: &impl Len, work: Work, few: bool) -> Vec<
     }
 }
 
+/// How a GPU launches a kernel that reads the elements of a weight: a quantised one is decoded before it.
+pub(super) fn kernel_launches(weight: &impl Len, work: Work) -> Vec<Launch> {
+    decoding(weight).into_iter().chain([Launch::kernel(work)]).collect()
+}
+
 /// How a GPU decodes a weight as a whole, if it is quantised.
 pub(super) fn decoding(weight: &impl Len) -> Option<Launch> {
     weight.quantized_bytes().map(|_| Launch::kernel(Work::moved(0, weight.len(), 0).reading(weight)))

@@ -1,7 +1,8 @@
 //! Learned position embedding (Gehring et al. 2017): a row of a table is added at each position.
 
 use super::check::need;
-use super::{Op, Work, operations};
+use super::linear::kernel_launches;
+use super::{Launch, Op, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len};
 
 /// `x [N, C] += table [_, C]` at `first +` the row's position.
@@ -30,6 +31,10 @@ impl<B: Buffers + ?Sized> Op for PositionFwd<'_, B> {
     fn work(&self) -> Work {
         let len = self.pack.host().len() * self.width;
         Work::moved(2 * len, 0, len)
+    }
+
+    fn launches(&self) -> Vec<Launch> {
+        kernel_launches(self.table, self.work())
     }
 }
 

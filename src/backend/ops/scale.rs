@@ -5,7 +5,8 @@
 //! base model are left as they are. The norms are constants of a pass, as in PEFT: no gradient goes through them.
 
 use super::check::{need, runs, same};
-use super::{LoraSite, Op, RunRange, Work, operations};
+use super::linear::kernel_launches;
+use super::{Launch, LoraSite, Op, RunRange, Work, operations};
 use crate::backend::{Buffers, DevicePack, Len, TensorMut};
 use crate::pack::Pack;
 
@@ -87,6 +88,10 @@ impl<B: Buffers + ?Sized> Op for WeightNorm<'_, B> {
         let runs = runs.end.min(self.runs).saturating_sub(runs.first);
         let acc = runs * (rank * (input + output) + output);
         Work::moved(acc, 0, output * input).multiplied((runs * rank * input * output) as u64)
+    }
+
+    fn launches(&self) -> Vec<Launch> {
+        kernel_launches(self.weight, self.work())
     }
 }
 

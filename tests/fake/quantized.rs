@@ -46,20 +46,22 @@ fn quantized_training_is_that_of_the_cpu_in_the_memory_that_is_planned() {
     }
 }
 
-/// A model of GGUF whose matrices are in its five block formats, its table and its head too.
+/// Models of GGUF whose matrices are in its block formats, their tables and the head of one too.
 #[test]
-fn quantized_model_of_gguf_is_that_of_the_cpu() {
+fn quantized_models_of_gguf_are_those_of_the_cpu() {
     let dir = quantizable();
     let d = dir.path();
     fs::write(d.join("ids.jsonl"), "{\"input_ids\": [5, 6, 7, 8, 1, 2, 9, 4, 3, 11]}\n{\"input_ids\": [5, 6, 3]}\n")
         .expect("write");
-    let model = root().join("tests/golden/gguf/llama-blocks.gguf").display().to_string();
-    let line = CAPTURE.replace("{}/model", &model).replace("texts.jsonl", "ids.jsonl");
-    both(d, &line, "out");
-    let file = |folder: &str| d.join(folder).join("activations.safetensors");
-    let off = difference(&file("out-cpu"), &file("out-cud"));
-    println!("capture: off by {off:.1e}");
-    assert!(off <= 2e-5, "{off:.1e}");
+    for name in ["llama-blocks", "qwen2-blocks"] {
+        let model = root().join(format!("tests/golden/gguf/{name}.gguf")).display().to_string();
+        let line = CAPTURE.replace("{}/model", &model).replace("texts.jsonl", "ids.jsonl");
+        both(d, &line, name);
+        let file = |device: &str| d.join(format!("{name}-{device}")).join("activations.safetensors");
+        let off = difference(&file("cpu"), &file("cud"));
+        println!("capture {name}: off by {off:.1e}");
+        assert!(off <= 2e-5, "{name}: {off:.1e}");
+    }
 }
 
 #[test]

@@ -67,9 +67,7 @@ fn bench([output, input]: [usize; 2], rows: usize, threads: usize) {
     let dims = LinearDims { rows, input, output };
     let mut plain = Turns::new(2 * output * input, || weight(&mut cpu, output * input));
     let mut turns = [false, true].map(|in_groups| {
-        if in_groups {
-            cpu.expect_few_rows();
-        }
+        cpu.expect_few_rows(in_groups);
         FORMATS.map(|format| {
             let bytes = format.code_bytes(output, input).expect("whole blocks");
             Turns::new(bytes, || cpu.quantized_weight(&quantized(format, [output, input])).expect("memory for a bench"))

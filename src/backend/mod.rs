@@ -138,9 +138,11 @@ pub trait Buffers {
     /// # Errors
     /// If the elements are no floating-point numbers, or there is no memory for them.
     fn weight(&mut self, view: &TensorView) -> Result<Self::Weight>;
-    /// The weights that come from now on are for passes of a few rows, as when text is generated: a device may copy them into memory of its own, if
-    /// that is faster.
-    fn expect_few_rows(&mut self) {}
+    /// Whether the weights that come from now on are for passes of a few rows, as when text is generated: a device may copy them into
+    /// memory of its own, if that is faster.
+    fn expect_few_rows(&mut self, expected: bool) {
+        let _ = expected;
+    }
     /// A frozen weight that is quantised, `[rows, columns]`: its values are decoded to the compute dtype wherever they are read,
     /// as if the file had those.
     ///

@@ -33,6 +33,7 @@ pub mod input;
 mod installed;
 pub mod kv_cache;
 pub mod layout;
+mod location;
 mod logit_buffers;
 pub mod lora_start;
 pub mod merge;
@@ -123,10 +124,18 @@ impl<B: Backend> Model<B> {
     /// As [`Model::new`].
     pub fn for_generation(backend: &mut B, config: &ModelConfig, checkpoint: &mut Checkpoint) -> Result<Self> {
         let source = Source::new(config, checkpoint)?;
-        let (config, views) = (source.config.clone(), source.weights().collect::<Result<Vec<_>>>()?);
+        let (config, all) = (source.config.clone(), ParamId::all(&source.config));
+        let places: Vec<_> = all.iter().map(|&id| source.location(id)).collect();
+        let quantized = all.into_iter().map(|id| source.quantized(id)).collect::<Result<Vec<_>>>()?;
         checkpoint.release_quantized();
-        backend.expect_few_rows();
-        Self::of_views(backend, &config, views.into_iter().map(Ok))
+        let views = places.into_iter().zip(quantized).map(|(place, quantized)| match quantized {
+            Some(view) => Ok(view.into()),
+            None => place.weight(checkpoint),
+        });
+        backend.expect_few_rows(true);
+        let model = Self::of_views(backend, &config, views);
+        backend.expect_few_rows(false);
+        model
     }
 
     fn of_views(

@@ -5,12 +5,11 @@
 
 use std::collections::HashSet;
 
-use rayon::prelude::*;
-
+use super::location::{Location, Part};
 use crate::arch::{Family, ModelConfig, Norm, NormPlacement, Positions, Projection, QkNorm};
 use crate::backend::blocks::{BlockLayout, decoded_bytes};
-use crate::formats::quantized::WeightView;
-use crate::formats::safetensors::{Bytes, Checkpoint, TensorView};
+use crate::formats::quantized::{QuantizedView, WeightView};
+use crate::formats::safetensors::{Checkpoint, TensorView};
 use crate::{Error, Result};
 
 /// A norm of the model.
@@ -260,19 +259,6 @@ fn renamed(name: &str, (from, to): (&str, &str)) -> Option<String> {
     name.strip_prefix(from).map(|rest| format!("{to}{rest}"))
 }
 
-/// What of a tensor is a weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    /// All of it.
-    Whole,
-    /// `output` columns of a matrix stored as `[input, columns]`, transposed.
-    Columns { from: usize },
-    /// `output` rows one after another.
-    Rows { from: usize },
-    /// Rows of head after head, each with those of its query, key and value: `which` of the three.
-    Heads { which: usize },
-}
-
 /// The tensors of a checkpoint as the model's weights.
 pub struct Source<'a> {
     /// The architecture as the checkpoint completes it.
@@ -457,28 +443,20 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Where a weight is.
+    pub(super) fn location(&self, id: ParamId) -> Location {
+        let (stored, part) = self.placed(id);
+        let (shape, head_dim) = (id.shape(&self.config), self.config.head_dim);
+        Location { name: self.name(id), stored, part, shape, head_dim }
+    }
+
     /// A weight of either kind in the model's own form; left in the file where that is the file's, and where it is
     /// quantised.
     ///
     /// # Errors
     /// A tensor that is missing or of another shape.
     pub fn weight(&self, id: ParamId) -> Result<WeightView> {
-        let (shape, part) = self.placed(id);
-        let view = match self.checkpoint.weight(&self.name(id), &shape)? {
-            WeightView::Plain(_) => return self.view(id).map(WeightView::Plain),
-            WeightView::Quantized(view) => view,
-        };
-        let rows = id.shape(&self.config)[0];
-        Ok(WeightView::Quantized(match part {
-            Part::Whole => view,
-            Part::Rows { from } => view.rows(from, rows),
-            Part::Columns { .. } => unreachable!("a quantised matrix is [output, input]"),
-            Part::Heads { which } => {
-                let head = self.config.head_dim;
-                let row = |row: usize| ((row / head * 3 + which) * head + row % head) as u32;
-                view.listed(&(0..rows).map(row).collect::<Vec<_>>())
-            }
-        }))
+        self.location(id).weight(self.checkpoint)
     }
 
     /// All weights, in the order of [`ParamId::all`], each as [`Source::weight`] gives it.
@@ -492,15 +470,23 @@ impl<'a> Source<'a> {
         self.checkpoint.quantized().any(|view| view.name == name)
     }
 
+    /// A weight if it is quantised.
+    ///
+    /// # Errors
+    /// As [`Source::weight`].
+    pub(super) fn quantized(&self, id: ParamId) -> Result<Option<QuantizedView>> {
+        Ok(match self.is_quantized(id).then(|| self.weight(id)).transpose()? {
+            Some(WeightView::Quantized(view)) => Some(view),
+            _ => None,
+        })
+    }
+
     /// How a GPU has a weight that is quantised.
     ///
     /// # Errors
     /// As [`Source::weight`].
     pub fn blocks(&self, id: ParamId) -> Result<Option<BlockLayout>> {
-        Ok(match self.is_quantized(id).then(|| self.weight(id)).transpose()? {
-            Some(WeightView::Quantized(view)) => Some(BlockLayout::new(&view.matrix())),
-            _ => None,
-        })
+        Ok(self.quantized(id)?.map(|view| BlockLayout::new(&view.matrix())))
     }
 
     /// Bytes that the quantised weights take on a GPU, and the most that they take decoded side by side, in elements of so many bytes.
@@ -534,21 +520,7 @@ impl<'a> Source<'a> {
     /// # Errors
     /// A tensor that is missing, of another shape or quantised.
     pub fn view(&self, id: ParamId) -> Result<TensorView> {
-        let (shape, part) = self.placed(id);
-        let view = self.checkpoint.expect(&self.name(id), &shape)?;
-        let own = id.shape(&self.config);
-        let row = own[1..].iter().product::<usize>() * view.element_size();
-        let data = match part {
-            Part::Whole => return Ok(view),
-            Part::Rows { from } => view.data.slice(from * row..(from + own[0]) * row),
-            Part::Columns { from } => Bytes::from(columns(&view, from, own[0])),
-            Part::Heads { which } => {
-                let head = self.config.head_dim * row;
-                let heads = view.data.chunks_exact(3 * head).map(|three| &three[which * head..(which + 1) * head]);
-                Bytes::from(heads.collect::<Vec<_>>().concat())
-            }
-        };
-        Ok(TensorView { shape: own, data, ..view })
+        self.location(id).view(self.checkpoint)
     }
 }
 
@@ -556,24 +528,3 @@ impl<'a> Source<'a> {
 const HEAD: &str = "lm_head.weight";
 /// The head's tensor where the text part has a name of its own.
 const TEXT_HEAD: &str = "language_model.lm_head.weight";
-
-/// Rows and columns that are transposed together, so that both sides stay in the cache.
-const BLOCK: usize = 64;
-
-/// Columns `from..from + count` of a matrix, as rows.
-fn columns(view: &TensorView, from: usize, count: usize) -> Vec<u8> {
-    let (rows, pitch, size) = (view.shape[0], view.shape[1], view.element_size());
-    let mut out = vec![0; count * rows * size];
-    out.par_chunks_mut(BLOCK * rows * size).enumerate().for_each(|(block, out)| {
-        let first = from + block * BLOCK;
-        for start in (0..rows).step_by(BLOCK) {
-            for (i, out) in out.chunks_exact_mut(rows * size).enumerate() {
-                for row in start..rows.min(start + BLOCK) {
-                    let at = (row * pitch + first + i) * size;
-                    out[row * size..(row + 1) * size].copy_from_slice(&view.data[at..at + size]);
-                }
-            }
-        }
-    });
-    out
-}

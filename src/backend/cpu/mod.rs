@@ -61,7 +61,7 @@ pub use weight::Weight;
 pub struct Cpu<A = f32> {
     cx: Context<A>,
     dtype: Dtype,
-    /// Whether weights are for passes of a few rows.
+    /// Whether weights that are loaded are for passes of a few rows.
     few_rows: bool,
     recorder: Option<Recorder>,
     interrupt: Interrupt,
@@ -166,8 +166,8 @@ impl<A: Float> Buffers for Cpu<A> {
         Weight::mapped(view, self.dtype)
     }
 
-    fn expect_few_rows(&mut self) {
-        self.few_rows = true;
+    fn expect_few_rows(&mut self, expected: bool) {
+        self.few_rows = expected;
     }
 
     fn quantized_weight(&mut self, view: &QuantizedView) -> Result<Weight> {

@@ -139,7 +139,7 @@ pub trait Buffers {
     /// If the elements are no floating-point numbers, or there is no memory for them.
     fn weight(&mut self, view: &TensorView) -> Result<Self::Weight>;
     /// Whether the weights that come from now on are for passes of a few rows, as when text is generated: a device may copy them into
-    /// memory of its own, if that is faster.
+    /// memory of its own, if that is faster, and keep none ready for what more rows would need.
     fn expect_few_rows(&mut self, expected: bool) {
         let _ = expected;
     }

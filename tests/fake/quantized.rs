@@ -67,10 +67,17 @@ fn quantized_models_of_gguf_are_those_of_the_cpu() {
 #[test]
 fn quantized_generation_is_that_of_the_cpu() {
     let dir = quantizable();
+    let d = dir.path();
+    let of = |line: &str, device: &str| succeed(&mut program(d, &format!("{line} --device {device}")));
     for format in ["nf4", "int8"] {
         let line =
             format!("generate --model {{}}/model --prompt the --max-new-tokens 8 --temperature 0 --load-in {format}");
-        let of = |device: &str| succeed(&mut program(dir.path(), &format!("{line} --device {device}")));
-        assert_eq!(of("cpu"), of("cuda:0"), "{format}");
+        assert_eq!(of(&line, "cpu"), of(&line, "cuda:0"), "{format}");
     }
+    // Of so many prompts that the head is decoded as a whole, for which there is no room at first.
+    let prompts: String = (0..12).map(|i| format!("{{\"input_ids\": [5, {i}, 7]}}\n")).collect();
+    fs::write(d.join("prompts.jsonl"), prompts).expect("write");
+    let model = root().join("tests/golden/gguf/llama-blocks.gguf").display().to_string();
+    let line = format!("generate --model {model} --input {{}}/prompts.jsonl --max-new-tokens 4 --temperature 0 --json");
+    assert_eq!(of(&line, "cpu"), of(&line, "cuda:0"), "blocks of GGUF");
 }

@@ -42,6 +42,10 @@ impl Buffers for Cuda {
         self.cx.beside = Parts::expected(count);
     }
 
+    fn expect_few_rows(&mut self, expected: bool) {
+        self.cx.few_rows = expected;
+    }
+
     fn weight(&mut self, view: &TensorView) -> Result<Weight> {
         let weight = load::weight(&mut self.cx, view);
         self.cx.attributed(weight).map(Weight::Dense)

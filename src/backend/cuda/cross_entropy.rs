@@ -33,7 +33,7 @@ impl CrossEntropyOps for Cuda {
     fn logits_fwd(&mut self, op: LogitsFwd<'_, Self>) {
         self.begin(&op);
         let (name, cx) = (LogitsFwd::<Self>::NAME, &mut self.cx);
-        let Some(weight) = op.head.operand(cx) else { return };
+        let Some(weight) = op.head.forward_operand(cx, op.dims.rows) else { return };
         let (out, x) = (op.logits.ptr(0), op.x.ptr(0));
         let operands = ForwardOperands { out, acc_out: true, x, weight: weight.ptr(), bias: None };
         Product::new(name, linear::forward_gemm(operands, op.dims), weight).launch(cx);

@@ -92,7 +92,7 @@ impl LinearOps for Cuda {
     fn linear_fwd(&mut self, op: LinearFwd<'_, Self>) {
         self.begin(&op);
         let bias = op.bias.map(|bias| bias.dense().ptr(0));
-        let Some(weight) = op.weight.operand(&mut self.cx) else { return };
+        let Some(weight) = op.weight.forward_operand(&mut self.cx, op.dims.rows) else { return };
         let (out, x) = (op.out.ptr(0), op.x.ptr(0));
         let operands = ForwardOperands { out, acc_out: false, x, weight: weight.ptr(), bias };
         let gemm = forward_gemm(operands, op.dims);

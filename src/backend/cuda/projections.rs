@@ -10,7 +10,6 @@ use super::launch::{Arg, acc_ptr, assert_on, compute_ptr};
 use super::lora_launch::{self, InputGradient, Lora, OfGradient, Rotations, Terms};
 use super::memory::DevicePtr;
 use super::weight::{Blocks, Operand};
-use crate::backend::blocks::FEW_ROWS;
 use crate::backend::ops::{LoraBwd, LoraFwd, Op};
 
 /// What projections have in common.
@@ -27,24 +26,35 @@ pub enum Shared {
 pub struct Product {
     op: &'static str,
     gemm: Gemm,
-    /// What is decoded just before it to where its weight is read, if that is quantised, and the room that there is.
-    quantized: Option<(Blocks, Room)>,
+    weight: Operand,
 }
 
 impl Product {
     /// That of an operation, which reads its weight where [`Operand::ptr`] says.
     pub fn new(op: &'static str, gemm: Gemm, weight: Operand) -> Self {
-        let quantized = match weight {
-            Operand::Dense(_) => None,
+        Self { op, gemm, weight }
+    }
+
+    /// What is decoded just before it to where its weight is read, and the room that there is.
+    fn decoded(&self) -> Option<(Blocks, Room)> {
+        match self.weight {
             Operand::Quantized(blocks, room) => Some((blocks, room)),
-        };
-        Self { op, gemm, quantized }
+            _ => None,
+        }
+    }
+
+    /// The codes of its weight, if it decodes them itself.
+    fn codes(&self) -> Option<Blocks> {
+        match self.weight {
+            Operand::Codes(blocks) => Some(blocks),
+            _ => None,
+        }
     }
 
     /// The same, its weight decoded behind that of another, if there is room: both can be read by one product then.
     fn beside(self, other: Option<&Self>, size: usize) -> Self {
-        let Some((blocks, room)) = self.quantized else { return self };
-        let end = other.and_then(|other| Some(other.gemm.operands.a.add(other.quantized?.0.decoded_bytes(size))));
+        let Some((blocks, room)) = self.decoded() else { return self };
+        let end = other.and_then(|other| Some(other.gemm.operands.a.add(other.decoded()?.0.decoded_bytes(size))));
         let taken =
             end.and_then(|end| room.at.to(end)).filter(|taken| taken + blocks.decoded_bytes(size) <= room.bytes);
         self.at(Operands { a: room.at.add(taken.unwrap_or(0)), ..self.gemm.operands })
@@ -57,15 +67,10 @@ impl Product {
 
     /// This and the next as one, if they lie so, and their weights not in one place one after the other.
     fn joined(&self, next: &Self, size: usize) -> Option<Self> {
-        let apart = self.quantized.is_none() || self.gemm.operands.a != next.gemm.operands.a;
-        let gemm = self.gemm.joined(&next.gemm, size).filter(|_| apart)?;
+        let apart = self.decoded().is_none() || self.gemm.operands.a != next.gemm.operands.a;
+        let products = [self, next].iter().all(|product| product.codes().is_none());
+        let gemm = self.gemm.joined(&next.gemm, size).filter(|_| apart && products)?;
         Some(Self { gemm, ..*self })
-    }
-
-    /// The codes of its weight, if it is the forward of so few rows that it decodes them itself.
-    fn of_few_rows(&self) -> Option<Blocks> {
-        let GemmShape { n, transpose_a, .. } = self.gemm.shape;
-        self.quantized.filter(|_| transpose_a && n <= FEW_ROWS).map(|(blocks, _)| blocks)
     }
 
     /// Puts it on the list by itself.
@@ -75,7 +80,7 @@ impl Product {
 
     /// Puts on the list what makes the elements of its weight.
     fn decode(&self, cx: &mut Context) {
-        if let Some((blocks, _)) = self.quantized {
+        if let Some((blocks, _)) = self.decoded() {
             blocks.decode(cx, self.op, self.gemm.operands.a);
         }
     }
@@ -117,9 +122,9 @@ impl Projections {
     /// If an operand is another device's.
     #[track_caller]
     pub fn add_product(cx: &mut Context, shared: Shared, product: Product) {
-        let Product { op, gemm, quantized } = product;
+        let Product { op, gemm, .. } = product;
         gemm.assert_on(op, &cx.device);
-        if let Some((blocks, _)) = quantized {
+        if let Some(blocks) = product.codes().or(product.decoded().map(|(blocks, _)| blocks)) {
             assert_on(op, &blocks.args(), &cx.device);
         }
         let size = cx.dtype.size();
@@ -207,7 +212,7 @@ fn put(cx: &mut Context, products: &[Product]) {
     let size = cx.dtype.size();
     let mut products = products.iter().peekable();
     while let Some(&(mut product)) = products.next() {
-        if let Some(blocks) = product.of_few_rows() {
+        if let Some(blocks) = product.codes() {
             blocks.multiply(cx, product.op, &product.gemm);
             continue;
         }

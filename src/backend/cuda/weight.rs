@@ -8,7 +8,7 @@ use super::launch::{Arg, Kernel, LaunchDims, Param, acc_ptr, compute_ptr, float,
 use super::memory::{Block, ComputeBuffer, DevicePtr};
 use crate::arch::Dtype;
 use crate::backend::Len;
-use crate::backend::blocks::{BlockLayout, decoded_bytes};
+use crate::backend::blocks::{BlockLayout, FEW_ROWS, decoded_bytes};
 use crate::quantization::{BlockFormat, INT8_STEP, QuantizedMatrix, Scales};
 
 /// The kernels of quantised matrices.
@@ -82,7 +82,7 @@ impl Blocks {
         cx.launch(op, Kernel::new(FILE, "dequantize"), dims, &args);
     }
 
-    /// Puts on the list the product of a forward whose first operand it is, of at most [`FEW_ROWS`](crate::backend::blocks::FEW_ROWS)
+    /// Puts on the list the product of a forward whose first operand it is, of at most [`FEW_ROWS`]
     /// rows: decoded there.
     #[track_caller]
     pub fn multiply(self, cx: &mut Context, op: &'static str, Gemm { shape, operands }: &Gemm) {
@@ -102,15 +102,18 @@ impl Blocks {
 pub enum Operand {
     /// Elements.
     Dense(DevicePtr),
+    /// Codes, which the product decodes itself.
+    Codes(Blocks),
     /// What must be decoded just before the product, and where.
     Quantized(Blocks, Room),
 }
 
 impl Operand {
-    /// Where its elements are when the product reads them, if nothing else is decoded for the same product.
+    /// Where its elements, or codes, are when the product reads them, if nothing else is decoded for the same product.
     pub fn ptr(self) -> DevicePtr {
         match self {
             Self::Dense(ptr) => ptr,
+            Self::Codes(blocks) => blocks.codes,
             Self::Quantized(_, room) => room.at,
         }
     }
@@ -138,9 +141,16 @@ impl Weight {
 
     /// As the operand of a product. None after an error.
     pub(super) fn operand(&self, cx: &mut Context) -> Option<Operand> {
+        let Some(blocks) = self.blocks() else { return Some(Operand::Dense(self.dense().ptr(0))) };
+        let room = cx.decoded(blocks.decoded_bytes(cx.dtype.size()))?;
+        Some(Operand::Quantized(blocks, room))
+    }
+
+    /// As the operand of the product of a forward of so many rows. None after an error.
+    pub(super) fn forward_operand(&self, cx: &mut Context, rows: usize) -> Option<Operand> {
         match self.blocks() {
-            None => Some(Operand::Dense(self.dense().ptr(0))),
-            Some(blocks) => cx.decoded().map(|room| Operand::Quantized(blocks, room)),
+            Some(blocks) if rows <= FEW_ROWS => Some(Operand::Codes(blocks)),
+            _ => self.operand(cx),
         }
     }
 

@@ -48,8 +48,13 @@ impl Context {
         self.decoded = self.decoded.max(bytes);
     }
 
-    /// Where weights are decoded. None after an error.
-    pub fn decoded(&mut self) -> Option<Room> {
+    /// Where weights are decoded, so many bytes or more. None after an error.
+    pub fn decoded(&mut self, bytes: usize) -> Option<Room> {
+        if bytes > self.decoded {
+            // What is deferred decodes to where the room was.
+            self.flush();
+            self.decoded = bytes;
+        }
         let bytes = self.decoded;
         self.scratch("decoded weights", bytes).map(|at| Room { at, bytes })
     }

@@ -125,8 +125,13 @@ def test_control_c_ends_a_training(tmp_path):
             begun.set()
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        llamaprobe.train_lora(model="embedded", device="cpu", out=out, max_steps=1_000_000, progress=progress)
+    # As at a terminal: what a shell starts in the background has it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            llamaprobe.train_lora(model="embedded", device="cpu", out=out, max_steps=1_000_000, progress=progress)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert begun.is_set() and not (out / "adapter_model.safetensors").exists()
     result = llamaprobe.train_lora(model="embedded", device="cpu", out=tmp_path / "short", max_steps=1, progress=False)
     assert result["steps"] == 1

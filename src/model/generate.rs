@@ -155,21 +155,21 @@ fn decoder_size(config: &ModelConfig, rows: usize, lengths: &[usize], generation
         positions,
     };
     // There all rows are computed again, and cached again.
-    if let Some(switch) = longrope_switch(config).filter(|&switch| lengths.iter().any(|&len| len < switch)) {
+    for switch in longrope_switches(config).filter(|&switch| lengths.iter().any(|&len| len < switch)) {
         size.rows = size.rows.max(hypotheses * switch.min(positions));
         size.cache_rows = size.cache_rows.max(hypotheses * positions);
     }
     size
 }
 
-/// The length at which all rows of a sequence are rotated anew, so that what is cached is of no more use: as Phi-3 does in
-/// transformers. None where the angles are the same at any length.
-fn longrope_switch(config: &ModelConfig) -> Option<usize> {
+/// The lengths at which all rows of a sequence are rotated anew, so that what is cached is of no more use: as Phi-3 does in
+/// transformers. None where the angles are the same at any length; two of a family with two rotations, several times each.
+fn longrope_switches(config: &ModelConfig) -> impl Iterator<Item = usize> {
     let longrope = |rope: &Rope| match rope.kind {
         RopeKind::LongRope { original, .. } => original.checked_add(1),
         _ => None,
     };
-    config.ropes().iter().filter_map(longrope).min()
+    config.ropes().iter().filter_map(longrope)
 }
 
 /// Prompts that are continued together.
@@ -208,8 +208,8 @@ impl<B: Backend> Batch<'_, B> {
         if !rows.is_empty() {
             let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len()).collect();
             let size = decoder_size(&self.model.config, prompts.pack.len(), &lengths, generation);
-            if let Some(switch) = longrope_switch(&self.model.config).filter(|switch| lengths[0] < *switch)
-                && size.positions >= switch
+            let passed = |switch: &usize| lengths[0] < *switch && size.positions >= *switch;
+            if let Some(switch) = longrope_switches(&self.model.config).filter(passed).min()
                 && !generation.edits.is_empty()
             {
                 let expected =
@@ -253,13 +253,13 @@ impl<B: Backend> Batch<'_, B> {
         on_token: &mut dyn FnMut(usize, u32),
     ) -> Result<()> {
         let mut append: Vec<usize> = (0..pack.segments().len()).collect();
-        let switch = longrope_switch(&self.model.config);
         let mut scratch = Scratch::default();
         while !rows.is_empty() {
             let logits = decoder.edited_pass(backend, &pack, &append, &rows, &edited)?;
             self.step(searches, logits, &mut scratch, on_token)?;
             let len = |search: &Search| search.live.first().map(|live| sequences[0].tokens.len() + live.tokens.len());
-            if switch.is_some() && searches.first().and_then(len) == switch {
+            let len = searches.first().and_then(len);
+            if longrope_switches(&self.model.config).any(|switch| len == Some(switch)) {
                 decoder.forget();
                 (pack, rows) = whole_pack(searches, sequences);
                 append = (0..pack.segments().len()).collect();

@@ -2,14 +2,18 @@
 
 use std::collections::HashMap;
 
-use llamaprobe::arch::{Dtype, ModelConfig, Projection};
+use llamaprobe::arch::{Dtype, ModelConfig, Positions, Projection, RopeKind};
 use llamaprobe::backend::Buffers;
 use llamaprobe::backend::cpu::Cpu;
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::formats::stops::Stops;
 use llamaprobe::formats::tokenizer::Tokenizer;
+use llamaprobe::hooks::NoTaps;
 use llamaprobe::model::quantize::{QuantizeTo, quantized};
-use llamaprobe::model::{Adaptation, GenerationConfig, Layout, LoraShape, Model, Prompt, Sampling, Source};
+use llamaprobe::model::{
+    Activations, Adaptation, GenerationConfig, Input, Layout, LoraShape, Model, Prompt, Sampling, Save, Source,
+};
+use llamaprobe::pack::{Label, Sequence, forest};
 use serde_json::Value;
 
 use crate::support;
@@ -109,6 +113,41 @@ fn generation_greedy_and_with_beams_is_that_of_transformers() {
     assert!(lengths.len() > 5, "results of many lengths: {lengths:?}");
 }
 
+/// The logits after a sequence, of a pass over the whole of it.
+fn logits_after(backend: &mut Cpu, model: &Model<Cpu>, ids: &[u32]) -> Vec<f32> {
+    let pack = forest(&[Sequence::ids(ids, None, Label::Text)], 1).pack;
+    let device = backend.pack(&pack).expect("pack");
+    let mut acts = Activations::new(backend, &model.config, None, pack.len(), Save::Layer).expect("memory");
+    model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut NoTaps).expect("forward");
+    model.logits(backend, &acts, &[pack.len() - 1]).expect("logits")
+}
+
+/// Layers with a window and those without may change to their long list at lengths of their own.
+#[test]
+fn generation_across_the_lengths_of_two_longropes_is_that_of_whole_passes() {
+    let backend = &mut Cpu::new(Dtype::F32);
+    let path = support::golden("model-gemma3");
+    let mut config = ModelConfig::load(&path).expect("a configuration");
+    let Positions::Rope(ropes) = &mut config.positions else { panic!("rotations") };
+    for (rope, original) in ropes.iter_mut().zip([12, 8]) {
+        let (short, long) = (vec![1.0; rope.dim / 2], vec![3.0; rope.dim / 2]);
+        rope.kind = RopeKind::LongRope { short, long, original, attention_factor: 1.2 };
+    }
+    let model = Model::new(backend, &config, &Checkpoint::open(&path).expect("weights")).expect("a model");
+    let prompts: Vec<Prompt> =
+        (0..6).map(|i| Prompt { ids: (0..3 + 2 * i).map(|j| (5 + 7 * j + i) % 29).collect(), run: None }).collect();
+    let found = run(backend, &model, &prompts, None, &GenerationConfig::greedy(14));
+    for (prompt, found) in prompts.iter().zip(found) {
+        let mut ids = prompt.ids.clone();
+        for (n, token) in found.into_iter().enumerate() {
+            let logits = logits_after(backend, &model, &ids);
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("some") as u32;
+            assert_eq!(token, best, "token {n} of a prompt of {}", prompt.ids.len());
+            ids.push(token);
+        }
+    }
+}
+
 /// The best of all continuations of three tokens of a model is what beams as many as its vocabulary squared find.
 #[test]
 fn beams_find_the_best_of_all_if_they_are_enough() {
@@ -123,15 +162,7 @@ fn beams_find_the_best_of_all_if_they_are_enough() {
         let mut ids = prompt.ids.clone();
         let mut sum = 0.0;
         for &token in tokens {
-            let pack =
-                llamaprobe::pack::forest(&[llamaprobe::pack::Sequence::ids(&ids, None, Default::default())], 1).pack;
-            let device = backend.pack(&pack).expect("pack");
-            let save = llamaprobe::model::Save::Layer;
-            let mut acts =
-                llamaprobe::model::Activations::new(backend, &model.config, None, pack.len(), save).expect("memory");
-            let input = llamaprobe::model::Input::new(&pack, &device);
-            model.forward(backend, &mut acts, &input, None, &mut llamaprobe::hooks::NoTaps).expect("forward");
-            let logits = model.logits(backend, &acts, &[pack.len() - 1]).expect("logits");
+            let logits = logits_after(backend, &model, &ids);
             let norm = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
             sum += f64::from(logits[token as usize]) - norm;
             ids.push(token);

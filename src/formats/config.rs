@@ -108,7 +108,7 @@ fn unsupported(path: &Path, field: &str, found: &str, supported: &str) -> Error 
 
 /// The families of LLaMA's make.
 fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
-    refuse_other_layers(f, family)?;
+    unread_by(f, family)?;
     let width = |key: &str| match f.usize_in(key, 1..=MAX_WIDTH)? {
         // What Gemma 3's files leave out.
         None if family == Family::Gemma3 && key == "num_attention_heads" => Ok(8),
@@ -157,7 +157,11 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
         embed_scale: 1.0,
         embed_norm: false,
         final_norm: true,
-        mlp: Mlp::Gated(Activation::Silu),
+        mlp: Mlp::Gated(match family {
+            // In old files hidden_act stands beside it, which is not read.
+            Family::Gemma2 | Family::Gemma3 => activation(f, "hidden_activation", Activation::GeluTanh)?,
+            _ => activation(f, "hidden_act", Activation::Silu)?,
+        }),
         qkv_bias,
         o_bias,
         mlp_bias,
@@ -188,20 +192,15 @@ fn ropes(
     max_positions: usize,
 ) -> Result<Vec<Rope>> {
     let reader = rope::RopeReader { f, family, head_dim, max_positions };
-    if !matches!(family, Family::Gemma3 | Family::Olmo3) {
+    if !reader.has_two() {
         return Ok(vec![reader.all_layers()?; windows.len()]);
     }
     let [sliding, full] = reader.by_layer_type()?;
     Ok(windows.iter().map(|window| if window.is_some() { &sliding } else { &full }).cloned().collect())
 }
 
-/// Values of other keys that are not computed.
-fn refuse_other_layers(f: &Fields, family: Family) -> Result<()> {
-    let gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
-    let act = f.str("hidden_act")?.filter(|_| !gemma).unwrap_or("silu");
-    if !["silu", "swish"].contains(&act) {
-        return Err(unsupported(f.path(), "hidden_act", act, "silu"));
-    }
+/// Warns of keys that only other families read.
+fn unread_by(f: &Fields, family: Family) -> Result<()> {
     if family != Family::Llama {
         if f.bool("mlp_bias")?.unwrap_or(false) {
             no_effect(f, "mlp_bias", family);
@@ -212,6 +211,23 @@ fn refuse_other_layers(f: &Fields, family: Family) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The function of an MLP by transformers' names, of which several mean one.
+fn activation(f: &Fields, key: &str, default: Activation) -> Result<Activation> {
+    match f.str(key)? {
+        None => Ok(default),
+        Some("relu") => Ok(Activation::Relu),
+        Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
+        Some("gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_accurate") => {
+            Ok(Activation::GeluTanh)
+        }
+        Some("silu" | "swish") => Ok(Activation::Silu),
+        Some(other) => {
+            let known = "relu, gelu, gelu_new, gelu_fast, gelu_accurate, gelu_pytorch_tanh, silu, swish";
+            Err(unsupported(f.path(), key, other, known))
+        }
+    }
 }
 
 /// Warns of a key that the family's model in transformers 5.24 does not read either.

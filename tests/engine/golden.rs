@@ -10,7 +10,7 @@ use llamaprobe::formats::adapter::LoraAdapter;
 use llamaprobe::formats::safetensors::{Checkpoint, Dtype as FileDtype, Tensor, write};
 use llamaprobe::hooks::{Record, Selection, Site};
 use llamaprobe::model::{Activations, Adaptation, Input, Model, Save};
-use llamaprobe::pack::{Label, Pack, Sequence, forest};
+use llamaprobe::pack::{Label, Pack, Sequence};
 
 use crate::support;
 
@@ -49,7 +49,7 @@ fn run<B: Backend>(
 ) -> Record {
     let active = adaptation.map(|_| 0);
     let sequences: Vec<Sequence> = sequences.iter().map(|ids| Sequence::ids(ids, active, Label::Text)).collect();
-    let planted = forest(&sequences, 1);
+    let planted = model.config.pack(&sequences, 1);
     let pack: &Pack = &planted.pack;
     let rows = sequences.iter().enumerate().flat_map(|(s, q)| (0..q.tokens.len()).map(move |i| (s, i)));
     let rows: Vec<usize> = rows.map(|(s, i)| planted.row(s, i)).collect();
@@ -122,7 +122,7 @@ fn forward_of_every_rotation_is_transformers() {
     check(&mut Cpu::new(Dtype::F32), "dynamic", false);
 }
 
-const FAMILIES: [&str; 16] = [
+const FAMILIES: [&str; 17] = [
     "gpt2",
     "opt",
     "opt-behind",
@@ -133,6 +133,7 @@ const FAMILIES: [&str; 16] = [
     "gemma2-uncapped",
     "gemma3",
     "gemma3-images",
+    "gemma3-two-sided",
     "olmo2",
     "olmo3",
     "neox",
@@ -161,7 +162,7 @@ fn forward_of_the_other_families_is_transformers() {
 /// The golden models' weights tell apart norms before the rotation from norms behind it.
 #[test]
 fn norms_of_queries_stand_before_the_rotation() {
-    for name in ["qwen3", "qwen3-window", "gemma3", "gemma3-images", "olmo2", "olmo3"] {
+    for name in ["qwen3", "qwen3-window", "gemma3", "gemma3-images", "gemma3-two-sided", "olmo2", "olmo3"] {
         let expected = Checkpoint::open(golden(name).join("expected.safetensors")).expect("the expected values load");
         let far = difference(&floats(&expected, "norm_last.2"), &floats(&expected, "logits.2"));
         println!("{name}, norms behind the rotation: {far:.1e}, limit {LIMIT:.0e}");
@@ -208,7 +209,7 @@ fn forward_limits_see_small_mistakes() {
     fn exact_gelu(config: &mut ModelConfig) {
         config.mlp = Mlp::Gated(Activation::Gelu);
     }
-    let mistakes: [(&str, &str, Change<ModelConfig>); 46] = [
+    let mistakes: [(&str, &str, Change<ModelConfig>); 47] = [
         ("qwen3", "the other default epsilon", default_eps),
         ("qwen3", "a scale of scores in bf16", rounded_scale),
         ("qwen3-window", "a window off by one", longer_windows),
@@ -230,6 +231,7 @@ fn forward_limits_see_small_mistakes() {
         ("gemma3", "a window off by one", longer_windows),
         ("gemma3-images", "the text model's cap of logits", |config| config.logit_softcap = Some(2.0)),
         ("gemma3-images", "the other layer's rotation", swapped_rotations),
+        ("gemma3-two-sided", "a window off by one", longer_windows),
         ("olmo2", "the other default epsilon", default_eps),
         ("olmo3", "the other layer's rotation", swapped_rotations),
         ("olmo3", "a window off by one", longer_windows),

@@ -134,6 +134,7 @@ fn every_file_means_the_model_that_transformers_builds() {
         }
         assert_eq!(config.embed_scale, number("embed_scale"), "{given}");
         assert_eq!(json!(config.logit_softcap), facts["logit_softcap"], "{given}");
+        assert_eq!(json!(config.is_causal), facts["is_causal"], "{given}");
         assert_eq!(json!(config.parallel), facts["parallel"], "{given}");
         assert_eq!(json!(config.tie_word_embeddings), facts["tied"], "{given}");
         assert_eq!(json!(config.max_position_embeddings), facts["max_position_embeddings"], "{given}");

@@ -54,6 +54,8 @@ CASES = {
     "phi3-long": (T.Phi3ForCausalLM, T.Phi3Config(**BASE | dict(hidden_size=16), num_attention_heads=2, num_key_value_heads=1, original_max_position_embeddings=8, tie_word_embeddings=True, rope_parameters=LONG),
                   ["o_proj", "down_proj"]),
     "phi3": (T.Phi3ForCausalLM, T.Phi3Config(**BASE | dict(hidden_size=16), **HEADS, sliding_window=7), ["qkv_proj", "gate_up_proj"]),
+    # As EmbeddingGemma; a window of 6 is 3 tokens to either side.
+    "gemma3-two-sided": (T.Gemma3ForCausalLM, T.Gemma3TextConfig(**GEMMA | dict(sliding_window=6), layer_types=WINDOWS, rope_parameters=ROPES, use_bidirectional_attention=True), ["v_proj", "o_proj"]),
 }
 
 

@@ -49,6 +49,7 @@ CASES = [
     case("gemma2", head_dim=16, attn_logit_softcapping=20.0, final_logit_softcapping=7.5, use_bidirectional_attention=False, hidden_act="gelu"),
     case("gemma2", head_dim=16, hidden_activation="gelu", layer_types=WINDOWS, sliding_window=7, pad_token_id=None, bos_token_id=7, eos_token_id=[1, 8]),
     case("gemma2", head_dim=16, hidden_activation="silu", use_bidirectional_attention=None, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0}),
+    case("gemma2", head_dim=16, hidden_activation="relu", rope_scaling={"rope_type": "yarn", **YARN, "truncate": False}),
     case("gemma2", head_dim=16, hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=16, cache_implementation="hybrid", num_attention_heads=8, num_key_value_heads=8),
     case("gemma3_text"),
     case("gemma3_text", num_key_value_heads=1, head_dim=16, sliding_window=8, sliding_window_pattern=2),
@@ -58,6 +59,8 @@ CASES = [
     case("gemma3_text", head_dim=16, rope_parameters={"full_attention": DEFAULT}, rope_theta=80000, rope_local_base_freq=900, layer_types=WINDOWS, _sliding_window_pattern=6),
     case("gemma3_text", head_dim=16, attn_logit_softcapping=50.0, final_logit_softcapping=30.0, query_pre_attn_scalar=168, hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=False, attention_bias=True),
     case("gemma3_text", head_dim=16, rope_scaling=None, attn_logit_softcapping=None, use_bidirectional_attention=False, max_position_embeddings=32768, dtype="float16"),
+    case("gemma3_text", head_dim=16, rope_scaling={"rope_type": "yarn", **YARN, "truncate": False}, hidden_activation="gelu_python_tanh", is_causal=True),
+    case("gemma3_text", head_dim=16, sliding_window=9, use_bidirectional_attention=True, hidden_activation="relu"),
     images(),
     images(outer={"torch_dtype": "bfloat16", "boi_token_index": 5, "eoi_token_index": 6, "image_token_index": 7, "eos_token_id": [1, 4], "initializer_range": 0.02}.items(), sliding_window=6, sliding_window_pattern=2),
     images(outer={"tie_word_embeddings": False}.items(), rope_scaling={"factor": 8.0, "rope_type": "linear"}),
@@ -71,6 +74,7 @@ CASES = [
     case("olmo3", sliding_window=11, layer_types=WINDOWS, rope_parameters={"full_attention": {"rope_type": "yarn", "rope_theta": 400.0, **YARN}, "sliding_attention": {"rope_type": "default", "rope_theta": 200.0}}),
     case("olmo3", layer_types=WINDOWS, rope_parameters={"full_attention": {"rope_type": "linear", "factor": 2.0}}, rope_theta=900.0, attention_bias=True, tie_word_embeddings=True),
     case("olmo3", sliding_window=11, rope_theta=500000, rope_scaling=None),
+    case("olmo3", hidden_act="gelu_accurate", rope_parameters={"full_attention": {"rope_type": "yarn", **YARN, "truncate": False}, "sliding_attention": {"rope_type": "yarn", **YARN, "truncate": False}}),
     case("gpt_neox"),
     case("gpt_neox", rotary_pct=0.5, rotary_emb_base=5000, use_parallel_residual=False, layer_norm_eps=1e-6, hidden_act="gelu_new", tie_word_embeddings=True, attention_bias=False),
     case("gpt_neox", rotary_pct=1.0, rope_scaling={"type": "linear", "factor": 2.0}, max_position_embeddings=4096, bos_token_id=1, eos_token_id=None, hidden_act="gelu_fast"),
@@ -89,6 +93,9 @@ CASES = [
          rope_parameters={"rope_type": "longrope", "short_factor": SIX, "long_factor": SIX[::-1], "partial_rotary_factor": 0.75, "rope_theta": 9000.0, "original_max_position_embeddings": 256}),
     case("phi3", partial_rotary_factor=0.5, rope_parameters={"rope_type": "default", "rope_theta": 9000.0}),
     case("phi3", rope_scaling=None, eos_token_id=[32, 33], pad_token_id=32, hidden_act="silu"),
+    case("phi3", hidden_act="gelu_new"),
+    case("qwen3", num_key_value_heads=2, hidden_act="relu"),
+    case("gpt_neox", hidden_act="silu"),
 ]
 
 
@@ -127,6 +134,8 @@ def facts(given):
     for i, block in enumerate(text.layers):
         attn = getattr(block, "self_attn", None) or block.attention
         window = c.sliding_window if c.model_type == "phi3" else getattr(attn, "sliding_window", None)
+        # Of a window to both sides that of the mask is exclusive.
+        window = window - 1 if window and not attn.is_causal else window
         kind = [types[i]] if c.model_type in ("gemma3_text", "olmo3") else []
         cap = attn.attn_logit_softcapping if c.model_type == "gemma2" else None
         layer = {"window": window, "scaling": attn.scaling, "softcap": cap, "rotation": rotation(4, kind)}
@@ -150,6 +159,7 @@ def facts(given):
         "act": act(block.mlp)(x).item(),
         "embed_scale": float(getattr(text.embed_tokens, "scalar_embed_scale", c.hidden_size**0.5 if c.model_type == "gemma2" else 1.0)) if hasattr(text, "embed_tokens") else 1.0,
         "logit_softcap": c.final_logit_softcapping if given["model_type"] in ("gemma2", "gemma3_text") else None,
+        "is_causal": attn.is_causal,
         "parallel": getattr(block, "use_parallel_residual", False),
         "tied": head.weight is text.get_input_embeddings().weight,
         "max_position_embeddings": c.max_position_embeddings,

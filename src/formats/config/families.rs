@@ -2,7 +2,7 @@
 //! errors.
 
 use super::rope::RopeReader;
-use super::{MAX_LAYERS, MAX_WIDTH, dtype, end_tokens, keys, no_effect, pad, token, unsupported};
+use super::{MAX_LAYERS, MAX_WIDTH, activation, dtype, end_tokens, keys, no_effect, pad, token, unsupported};
 use crate::Result;
 use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, NormPlacement, Positions};
 use crate::formats::json::Fields;
@@ -43,16 +43,6 @@ fn eps(f: &Fields, key: &str) -> Result<f64> {
     match f.f64(key)?.unwrap_or(1e-5) {
         eps if (0.0..1.0).contains(&eps) => Ok(eps),
         _ => Err(f.error(key, "a number from 0 to 1")),
-    }
-}
-
-/// An activation by transformers' names, of which several mean one function.
-fn activation(f: &Fields, key: &str, default: &str) -> Result<Activation> {
-    match f.str(key)?.unwrap_or(default) {
-        "relu" => Ok(Activation::Relu),
-        "gelu" | "gelu_python" => Ok(Activation::Gelu),
-        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
-        other => Err(unsupported(f.path(), key, other, "relu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh")),
     }
 }
 
@@ -130,7 +120,7 @@ pub(super) fn gpt2(f: &Fields) -> Result<ModelConfig> {
     Ok(ModelConfig {
         max_position_embeddings: positions,
         norm_eps: eps(f, "layer_norm_epsilon")?,
-        mlp: Mlp::Plain(activation(f, "activation_function", "gelu_new")?),
+        mlp: Mlp::Plain(activation(f, "activation_function", Activation::GeluTanh)?),
         positions: Positions::Learned { first: 0 },
         score_scales: (0..depth).map(scale).collect(),
         ..base
@@ -149,7 +139,7 @@ pub(super) fn opt(f: &Fields) -> Result<ModelConfig> {
         max_position_embeddings: f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(2048),
         norm_placement: if before { NormPlacement::Pre } else { NormPlacement::Post },
         final_norm: before && !f.bool("_remove_final_layer_norm")?.unwrap_or(false),
-        mlp: Mlp::Plain(activation(f, "activation_function", "relu")?),
+        mlp: Mlp::Plain(activation(f, "activation_function", Activation::Relu)?),
         // The table has two more rows than there are positions.
         positions: Positions::Learned { first: 2 },
         qkv_bias: bias,
@@ -191,7 +181,7 @@ pub(super) fn gpt_neox(f: &Fields) -> Result<ModelConfig> {
     Ok(ModelConfig {
         max_position_embeddings: max_positions,
         norm_eps: eps(f, "layer_norm_eps")?,
-        mlp: Mlp::Plain(activation(f, "hidden_act", "gelu")?),
+        mlp: Mlp::Plain(activation(f, "hidden_act", Activation::Gelu)?),
         parallel: f.bool("use_parallel_residual")?.unwrap_or(true),
         positions: Positions::Rope(vec![reader.all_layers()?; depth]),
         qkv_bias: bias,

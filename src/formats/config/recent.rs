@@ -2,25 +2,28 @@
 
 use super::{dtype, keys, llama, no_effect, unsupported};
 use crate::Result;
-use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, NormPlacement, QkNorm, RmsWeight};
+use crate::arch::{Family, ModelConfig, Norm, NormPlacement, QkNorm, RmsWeight};
 use crate::formats::json::Fields;
+
+/// Whether all tokens see one another: EmbeddingGemma.
+const TWO_SIDED: &str = "use_bidirectional_attention";
 
 /// Gemma 2 and the text part of Gemma 3.
 pub(super) fn gemma(f: &Fields, family: Family) -> Result<ModelConfig> {
     let base = llama(f, family)?;
-    if f.bool("use_bidirectional_attention")?.unwrap_or(false) {
-        return Err(f.error("use_bidirectional_attention", "false (nothing else is computed)"));
+    let two_sided = f.bool(TWO_SIDED)?.unwrap_or(false);
+    if two_sided && (family == Family::Gemma2 || !base.is_causal) {
+        return Err(f.error(TWO_SIDED, "false (nothing else is computed here)"));
+    }
+    // Of each side transformers takes half of the file's window.
+    let windows = base.windows.iter().map(|window| window.map(|w| if two_sided { w / 2 } else { w })).collect();
+    if two_sided && base.windows.contains(&Some(1)) {
+        return Err(f.error("sliding_window", format!("at least 2 beside {TWO_SIDED}")));
     }
     // In old files it stands beside another key, which is not read.
     if f.get("hidden_act").is_some_and(|act| f.get("hidden_activation").is_some_and(|read| read != act)) {
         no_effect(f, "hidden_act", family);
     }
-    let activation = match f.str("hidden_activation")?.unwrap_or("gelu_pytorch_tanh") {
-        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Activation::GeluTanh,
-        "gelu" => Activation::Gelu,
-        "silu" | "swish" => Activation::Silu,
-        other => return Err(unsupported(f.path(), "hidden_activation", other, "gelu_pytorch_tanh, gelu, silu")),
-    };
     let cap = |key: &str, default: Option<f64>| match f.f64(key)? {
         Some(cap) if cap > 0.0 => Ok(Some(cap)),
         Some(_) => Err(f.error(key, "a positive number, or null")),
@@ -47,8 +50,9 @@ pub(super) fn gemma(f: &Fields, family: Family) -> Result<ModelConfig> {
         norm_placement: NormPlacement::PreAndOutput,
         qk_norm: (family == Family::Gemma3).then_some(QkNorm::Head),
         embed_scale: (base.hidden_size as f64).sqrt(),
-        mlp: Mlp::Gated(activation),
         score_scales: vec![scalar.powf(-0.5); base.num_hidden_layers],
+        is_causal: base.is_causal && !two_sided,
+        windows,
         score_softcap,
         logit_softcap: cap(of_logits, (family == Family::Gemma2).then_some(30.0))?,
         ..base
@@ -64,6 +68,9 @@ pub(super) fn gemma_images(f: &Fields) -> Result<ModelConfig> {
         Some(other) => return Err(unsupported(f.path(), "text_config.model_type", other, "gemma3_text")),
     }
     keys::of(Family::Gemma3).check(&text)?;
+    if text.bool(TWO_SIDED)?.unwrap_or(false) {
+        return Err(text.error(TWO_SIDED, "false, of a model of texts and images"));
+    }
     let config = gemma(&text, Family::Gemma3)?;
     if config.logit_softcap.is_some() {
         no_effect(&text, "final_logit_softcapping", Family::Gemma3Images);

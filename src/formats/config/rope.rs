@@ -96,7 +96,7 @@ impl RopeReader<'_> {
             ("linear", _) => RopeKind::Linear { factor: factor(d)? },
             ("dynamic", _) => dynamic(d, dim, self.max_positions)?,
             ("llama3", _) => llama3(d, self.original(d)?)?,
-            ("yarn", _) => yarn(d, self.original(d)?)?,
+            ("yarn", _) => yarn(d, self.original(d)?, self.truncate(d)?)?,
             (other, _) => {
                 let known = "default, linear, dynamic, llama3, yarn, longrope";
                 return Err(Error::unsupported(self.rope_type(), other, known));
@@ -129,11 +129,25 @@ impl RopeReader<'_> {
         let key = "original_max_position_embeddings";
         let mut outer = self.f.usize_in(key, 1..=usize::MAX)?;
         let inner = d.usize_in(key, 1..=usize::MAX)?;
-        if outer.is_some() && matches!(self.family, Family::Gemma3 | Family::Olmo3) {
-            log::warn!("{}: {key}: has no effect on two rotations, as in transformers", self.f.path().display());
+        if outer.is_some() && self.has_two() {
+            no_effect_on_two(self.f, key);
             outer = None;
         }
         Ok(outer.or(inner).unwrap_or(self.max_positions))
+    }
+
+    /// Whether yarn's ramp ends at whole dimensions. Transformers looks for it beside two rotations, where it never is.
+    fn truncate(&self, d: &Fields) -> Result<bool> {
+        let truncate = d.bool("truncate")?.unwrap_or(true);
+        if !truncate && self.has_two() {
+            no_effect_on_two(d, "truncate");
+        }
+        Ok(truncate || self.has_two())
+    }
+
+    /// Whether the family rotates layers with a window otherwise than those without.
+    pub fn has_two(&self) -> bool {
+        matches!(self.family, Family::Gemma3 | Family::Olmo3)
     }
 
     /// Elements of a head that are rotated.
@@ -207,6 +221,10 @@ fn unread(f: &Fields, keys: &[&str]) {
     }
 }
 
+fn no_effect_on_two(f: &Fields, key: &str) {
+    log::warn!("{}: {key}: has no effect on two rotations, as in transformers", f.path().display());
+}
+
 fn partial(f: &Fields) -> Result<()> {
     match f.f64("partial_rotary_factor")? {
         Some(p) if p != 1.0 => Err(f.error("partial_rotary_factor", "1 (the whole head is rotated)")),
@@ -249,7 +267,7 @@ fn llama3(d: &Fields, original: usize) -> Result<RopeKind> {
     Ok(RopeKind::Llama3 { factor: factor(d)?, low_freq_factor, high_freq_factor, original })
 }
 
-fn yarn(d: &Fields, original: usize) -> Result<RopeKind> {
+fn yarn(d: &Fields, original: usize, truncate: bool) -> Result<RopeKind> {
     let factor = factor(d)?;
     let (mscale, mscale_all_dim) = (d.f64("mscale")?, d.f64("mscale_all_dim")?);
     let scale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
@@ -267,6 +285,5 @@ fn yarn(d: &Fields, original: usize) -> Result<RopeKind> {
     if beta_slow <= 0.0 || beta_fast < beta_slow {
         return Err(d.error("beta_fast", format!("at least beta_slow, both positive (beta_slow {beta_slow})")));
     }
-    let truncate = d.bool("truncate")?.unwrap_or(true);
     Ok(RopeKind::Yarn { factor, original, beta_fast, beta_slow, attention_factor, truncate })
 }

@@ -54,7 +54,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend([
         with(json!({"model_type": "gptj"}), &["model_type", "gptj", "mistral"]),
         with(json!({"model_type": 3}), &["model_type", "3"]),
-        with(json!({"hidden_act": "gelu"}), &["hidden_act", "gelu", "silu"]),
+        with(json!({"hidden_act": "quick_gelu"}), &["hidden_act", "quick_gelu", "silu"]),
         with(json!({"num_attention_heads": 7}), &["num_attention_heads", "64"]),
         with(json!({"num_attention_heads": 64}), &["num_attention_heads", "even"]),
         with(json!({"head_dim": 7}), &["head_dim", "even"]),
@@ -115,7 +115,7 @@ pub fn cases() -> Vec<Case> {
         family("gpt2", json!({"layer_norm_epsilon": 1}), &["layer_norm_epsilon"]),
         family("gpt2", json!({"quantization_config": {"bits": 4}}), &["quantization_config"]),
         family("opt", json!({"ffn_dim": null}), &["ffn_dim"]),
-        family("opt", json!({"activation_function": "swish"}), &["activation_function", "swish", "relu"]),
+        family("opt", json!({"activation_function": "mish"}), &["activation_function", "mish", "relu"]),
         family("opt", json!({"layer_norm_elementwise_affine": false}), &["layer_norm_elementwise_affine"]),
         family("opt", json!({"word_embed_proj_dim": 0}), &["word_embed_proj_dim"]),
         family("bloom", json!({"apply_residual_connection_post_layernorm": true}), &["apply_residual_connection_post_layernorm"]),

@@ -2,7 +2,7 @@
 
 use llamaprobe::arch::{Family, ModelConfig};
 use llamaprobe::formats::adapter::{
-    LoraAdapter, LoraConfig, Modules, PromptConfig, PromptKind, Slot, missing_level, todays_name,
+    LoraAdapter, LoraConfig, Modules, PromptConfig, PromptKind, SavedTensor, Slot, missing_level, todays_name,
 };
 use llamaprobe::formats::safetensors::{Checkpoint, Dtype, Tensor, write};
 use serde_json::{Value, json};
@@ -135,4 +135,42 @@ fn adapters_written_for_texts_leave_images_alone() {
     assert_eq!(written(&adapter), Value::Null, "an expression says what it means");
     adapter.config.target_modules = Modules::List(vec!["k_proj".into(), "v_proj".into()]);
     assert_eq!(written(&adapter), json!(r"model\.vision_tower(\..*)?"));
+}
+
+/// PEFT 0.21.2 saves a tied GPT-2 with `modules_to_save: ["lm_head"]` and `ensure_weight_tying` as
+/// `modules_to_save: ["transformer.wte"]`, with both tensors; with `["wte"]` the table alone, to which the head is not tied.
+#[test]
+fn a_head_that_is_tied_to_a_saved_table_is_known_by_its_tensor() {
+    let model = golden("model-gpt2");
+    let config = ModelConfig::load(&model).expect("a golden model");
+    let [wide, tall] = [config.vocab_size, config.embed_size];
+    let values: Vec<f32> = (0..wide * tall).map(|i| i as f32 / 64.0).collect();
+    let table = SavedTensor { name: "transformer.wte.weight".into(), shape: vec![wide, tall], values };
+    let mut adapter = LoraAdapter::read(model.join("adapter"), &config).expect("the adapter");
+    adapter.config.modules_to_save = vec!["transformer.wte".into()];
+    adapter.config.ensure_weight_tying = true;
+    adapter.saved = vec![table];
+    let saved = |name: &str| LoraConfig { modules_to_save: vec![name.into()], ..adapter.config.clone() };
+    assert_eq!(saved("lm_head").saved_modules(&config).expect("a name that PEFT knows"), ["transformer.wte"]);
+    assert!(saved("embed_tokens").saved_modules(&config).is_err());
+    for ties_head in [true, false] {
+        let dir = temp();
+        let out = dir.path().join("adapter");
+        let adapter = LoraAdapter { ties_head, ..adapter.clone() };
+        adapter.write(&out).expect("writes");
+        let file = out.join("adapter_model.safetensors");
+        let written = Checkpoint::open(&file).expect("opens");
+        let head = "base_model.model.lm_head.weight";
+        assert_eq!(written.get(head).is_some(), ties_head);
+        assert_eq!(LoraAdapter::read(&out, &config).expect("reads"), adapter);
+        let mut tensors: Vec<_> =
+            written.iter().map(|view| (view.name.clone(), view.shape.clone(), view.data.to_vec())).collect();
+        let Some((_, _, data)) = tensors.iter_mut().find(|(name, ..)| name == head) else { continue };
+        data[0] ^= 1;
+        let tensors: Vec<Tensor> =
+            tensors.iter().map(|(name, shape, data)| Tensor { name, dtype: Dtype::F32, shape, data }).collect();
+        write(&file, &tensors, &[]).expect("writes");
+        let error = LoraAdapter::read(&out, &config).expect_err("another head").to_string();
+        assert!(error.contains(head) && error.contains("transformer.wte.weight"), "{error}");
+    }
 }

@@ -177,6 +177,11 @@ impl Tensors<'_> {
         [long, name.to_owned()].into_iter().find(|name| there(name)).or_else(older)
     }
 
+    /// Whether the file has the tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.spelling(name).is_some()
+    }
+
     /// Elements of the tensor, in row-major order.
     ///
     /// # Errors
@@ -190,6 +195,6 @@ impl Tensors<'_> {
 
     /// The same of one that may be missing.
     pub fn load_if_there(&mut self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
-        self.spelling(name).is_some().then(|| self.load(name, shape)).transpose()
+        self.has(name).then(|| self.load(name, shape)).transpose()
     }
 }

@@ -203,7 +203,7 @@ impl LoraAdapter {
         for module in config.saved_of(&path, model)? {
             saved.extend(SavedTensor::of_module(&module, level, &mut outside)?);
         }
-        let ties_head = config.ties_head(model);
+        let ties_head = has_tied_head(&config, model, &saved, &outside);
         if ties_head {
             untie(&mut saved, family, &mut outside)?;
         }
@@ -298,6 +298,15 @@ impl LoraAdapter {
         let table = format!("{}.weight", self.family.table_path(Table::Embed));
         self.saved.iter().find(|tensor| self.ties_head && tensor.name == table)
     }
+}
+
+/// Whether the head follows a table of an adapter's own. Where PEFT was told of `lm_head` and does not know the table by name
+/// (GPT-2's `wte`), the file's `modules_to_save` has the table alone, and only the head's tensor beside it says so.
+fn has_tied_head(config: &LoraConfig, model: &ModelConfig, saved: &[SavedTensor], tensors: &Tensors<'_>) -> bool {
+    let [table, head] = Table::ALL.map(|at| format!("{}.weight", model.family.table_path(at)));
+    let is_saved = |name: &str| saved.iter().any(|tensor| tensor.name == name);
+    let both = || tensors.has(&format!("base_model.model.{head}")) && is_saved(&table) && !is_saved(&head);
+    config.ties_head(model) || config.ensure_weight_tying && model.tie_word_embeddings && both()
 }
 
 /// Reads the head that is tied to a table of an adapter's own, and checks that it is.

@@ -196,7 +196,7 @@ impl LoraConfig {
             return Err(wrong(field, "names of modules", "an empty one"));
         }
         if self.ties_head(model) {
-            if !table.ends_with(TABLES[0]) {
+            if !table.ends_with(TABLES[0]) && !names.iter().any(|name| head.ends_with(name.as_str())) {
                 return Err(wrong(
                     "ensure_weight_tying",
                     "false, of a model whose table PEFT does not know by name",

@@ -93,9 +93,18 @@ struct LabelWords<'a> {
 }
 
 impl<'a> LabelWords<'a> {
-    /// None of a model whose last residual stream the final norm and the head do not read as a sum.
+    /// None of a model whose last residual stream the final norm and the head do not read as a sum, and none where answers of a query
+    /// begin with the same token, between which the state that predicts it cannot tell.
     fn new(config: &'a ModelConfig, checkpoint: &Checkpoint, plan: &Plan) -> Result<Option<Self>> {
         let tokens: Vec<Vec<u32>> = plan.queries.iter().map(|q| q.answers.iter().map(first_token).collect()).collect();
+        let alike = tokens.iter().filter(|own| (1..own.len()).any(|i| own[..i].contains(&own[i]))).count();
+        if alike > 0 {
+            let of = tokens.len();
+            log::warn!(
+                "logit_lens, attribution: answers to {alike} of {of} queries begin with the same token: not measured"
+            );
+            return Ok(None);
+        }
         let mut distinct: Vec<u32> = tokens.iter().flatten().copied().collect();
         distinct.sort_unstable();
         distinct.dedup();

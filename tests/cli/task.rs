@@ -165,6 +165,25 @@ fn task_evaluates_by_number_of_demonstrations() {
     assert!(shown.contains("| demonstrations | 0 | 1 | 2 |\n") && shown.contains("| ROUGE-L | "), "{shown}");
 }
 
+/// Logit lens and attribution tell answers apart by their first tokens.
+#[test]
+fn readouts_of_first_tokens_are_of_answers_that_differ_there() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    let probe = "probe --model {}/model --task {}/films.yaml --demos 1 --queries 3 --seeds 1 --epochs 0 --device cpu \
+                 --measures logit_lens,attribution --out {}";
+    let said = "answers to 3 of 3 queries begin with the same token: not measured";
+    let first = r#"--template {"query":"{input}:","answer":"{output}"}"#;
+    for (out, template, is_measured) in [("behind", "", false), ("first", first, true)] {
+        let err = line(d, &format!("{probe}/{out} {template}")).ok().err;
+        assert_eq!(err.matches(said).count(), usize::from(!is_measured), "{out}: {err}");
+        let readouts = &report(&d.join(out).join("report.json"))["summary"]["layers"][0]["readouts"][0]["values"];
+        assert_eq!(readouts["lens_margin"]["mean"].is_number(), is_measured, "{out}: {readouts}");
+        assert_eq!(readouts["mlp_attribution"]["mean"].is_number(), is_measured, "{out}: {readouts}");
+    }
+}
+
 #[test]
 fn task_refuses_flags_of_other_tasks() {
     let dir = workplace();

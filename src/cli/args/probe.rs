@@ -157,7 +157,8 @@ pub struct ProbeArgs {
     pub position: Position,
     /// What to measure beside cosines and scores: all, none, or some of cosine, update, norm_ratio, cka, cka_debiased, svcca,
     /// knn_overlap, id, subspace_overlap (of the states, each with its baselines), sim_aou, outputs (agreement, KL divergence, entropy,
-    /// calibration error, Rec2FTP), lora_overlap; and with --position last logit_lens, attribution (of the logits), linear_probe, sim_am.
+    /// calibration error, Rec2FTP), lora_overlap; and with --position last logit_lens, attribution (of the logits; both of the answers' first
+    /// tokens, where these differ), linear_probe, sim_am.
     #[arg(long, value_delimiter = ',', default_value = "all", value_name = "LIST")]
     pub measures: Vec<String>,
     /// Edits of the states while prompts are read, in every arm (see `capture --help`): of the prompt's tokens, never the answers';

@@ -13,6 +13,7 @@ use crate::Result;
 use crate::formats::atomic;
 use crate::probe::arm::Arm;
 use crate::probe::statistics::MeanSd;
+use crate::task::Example;
 use crate::task::metrics::{Interval, interval};
 
 /// The score of one seed's cell.
@@ -67,6 +68,22 @@ pub struct Row {
     pub similarity: Option<f64>,
     /// Demonstrations dropped for length, in all cells.
     pub shortened: usize,
+    /// What the model wrote to [`Judge::examples`], under the first seed; empty in a report of an earlier version.
+    #[serde(default)]
+    pub outputs: Vec<String>,
+}
+
+/// Queries of each target that are shown as examples.
+const EXAMPLES: usize = 6;
+
+/// A query and what it should be answered with, the first of several answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExampleQuery {
+    /// The example's input.
+    pub input: String,
+    /// Its gold output.
+    pub gold: String,
 }
 
 /// How the outputs on a target are judged.
@@ -79,6 +96,9 @@ pub struct Judge {
     pub metric: String,
     /// What must be said beside a score, see [`Metric::signature`](crate::task::Metric::signature).
     pub signature: String,
+    /// The first queries; empty in a report of an earlier version.
+    #[serde(default)]
+    pub examples: Vec<ExampleQuery>,
 }
 
 /// The content of `report.json`.
@@ -103,10 +123,12 @@ impl Report {
                 rows.push(row(arm, source, target, length, &bins, settings, store)?);
             }
         }
+        let example = |query: &Example| ExampleQuery { input: query.input.clone(), gold: query.output.clone() };
         let judge = |m: &TaskData| Judge {
             task: m.task.name().to_string(),
             metric: m.task.metric().name().to_string(),
             signature: m.signature(),
+            examples: m.queries.examples.iter().take(EXAMPLES).map(example).collect(),
         };
         Ok(Self { plan, metrics: task_data.iter().map(judge).collect(), rows })
     }
@@ -205,5 +227,6 @@ fn row(
         bins: groups.iter().map(bin).collect(),
         similarity: MeanSd::of(similarities).mean,
         shortened: cells.iter().flat_map(|c| &c.generations).map(|g| g.shortened).sum(),
+        outputs: cells.iter().take(1).flat_map(|c| &c.generations).take(EXAMPLES).map(|g| g.output.clone()).collect(),
     })
 }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::model::{Answer, Block, Figure, Kind, Look, Page, Point, Section, Series, Table, Tone};
-use super::words::{count, list, mean_sd, number};
+use super::words::{count, list, mean_sd, number, visible};
 use crate::probe::statistics::MeanSd;
 use crate::task::metrics::Interval;
 use crate::{Error, Result};
@@ -27,6 +27,14 @@ struct Judge {
     task: String,
     metric: String,
     signature: String,
+    #[serde(default)]
+    examples: Vec<ExampleQuery>,
+}
+
+#[derive(Deserialize)]
+struct ExampleQuery {
+    input: String,
+    gold: String,
 }
 
 #[derive(Deserialize)]
@@ -39,6 +47,8 @@ struct Row {
     interval: Option<Interval>,
     seeds: Vec<Value>,
     bins: Vec<Bin>,
+    #[serde(default)]
+    outputs: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -112,7 +122,7 @@ pub fn page(report: &Value, path: &Path, command: &str) -> Result<Page> {
     };
     let get = |key: &str| report.plan[key].as_str().unwrap_or("–").to_owned();
     let targets: Vec<String> = report.metrics.iter().map(|judge| judge.task.clone()).collect();
-    let sections = [scores(&report), bins(&report), transfer(&report), settings(&report)];
+    let sections = [scores(&report), bins(&report), transfer(&report), examples(&report), settings(&report)];
     Ok(Page {
         title: format!("Demonstrations and soft prompts in {} on {}", get("model"), list(&targets)),
         asked: vec![asked(&report, judge)],
@@ -401,6 +411,28 @@ fn scores(report: &Report) -> Option<Section> {
     let figures = others.chain(report.metrics.iter().filter_map(|judge| lengths(report, judge))).map(Block::Figure);
     let blocks = figures.chain([Block::Table(table)]).collect();
     Some(Section { id: "scores".to_owned(), title: "Scores".to_owned(), text, blocks })
+}
+
+/// Some queries with what the model wrote under each arm.
+fn examples(report: &Report) -> Option<Section> {
+    let table = |judge: &Judge| {
+        let best: Vec<&Row> = report.arms().into_iter().filter_map(|arm| report.best(&judge.task, arm)).collect();
+        let row = |(i, query): (usize, &ExampleQuery)| {
+            let written = best.iter().map(|row| row.outputs.get(i).map_or("–", String::as_str));
+            [&query.input, &query.gold].into_iter().map(String::as_str).chain(written).map(visible).collect()
+        };
+        Block::Table(Table {
+            caption: judge.task.clone(),
+            header: ["query", "gold"].map(str::to_owned).into_iter().chain(best.iter().map(|row| row.name())).collect(),
+            rows: judge.examples.iter().enumerate().map(row).collect(),
+            text: true,
+        })
+    };
+    let blocks: Vec<Block> = report.metrics.iter().filter(|judge| !judge.examples.is_empty()).map(table).collect();
+    let text =
+        "What was written to the first queries, under the first seed; of each arm with the best length.".to_owned();
+    let (id, title) = ("examples".to_owned(), "Examples".to_owned());
+    (!blocks.is_empty()).then(|| Section { id, title, text: vec![text], blocks })
 }
 
 fn settings(report: &Report) -> Option<Section> {

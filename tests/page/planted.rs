@@ -136,7 +136,8 @@ pub fn comparison() -> Value {
         let source = length.map(|_| "mtop");
         json!({"arm": arm, "source": source, "target": "mtop", "length": length, "score": {"mean": score, "sd": sd},
             "interval": {"low": score - 3.0, "high": score + 3.0}, "seeds": [{"seed": 0}, {"seed": 1}],
-            "bins": [bin(0, score - 5.0), bin(1, *score), bin(2, score + 5.0)], "similarity": null, "shortened": 0})
+            "bins": [bin(0, score - 5.0), bin(1, *score), bin(2, score + 5.0)], "similarity": null, "shortened": 0,
+            "outputs": [format!("{arm} writes\nthis")]})
     };
     let rows = [
         ("zero-shot", None, 0.0, None),
@@ -148,7 +149,8 @@ pub fn comparison() -> Value {
     ];
     json!({
         "plan": {"version": "0.1.0", "model": "org/model", "settings": {"seeds": [0, 1], "demonstrations": 1}, "data": []},
-        "metrics": [{"task": "mtop", "metric": "parse match", "signature": "parse match"}],
+        "metrics": [{"task": "mtop", "metric": "parse match", "signature": "parse match",
+            "examples": [{"input": "ring <him>", "gold": "[IN:CALL ]"}]}],
         "rows": rows.iter().map(row).collect::<Vec<_>>(),
     })
 }

@@ -257,6 +257,18 @@ fn comparison_says_who_is_above_whom() {
 }
 
 #[test]
+fn comparison_shows_what_was_written() {
+    let page = page(&comparison());
+    let section = page.sections.iter().find(|section| section.id == "examples").expect("a section");
+    let Some(Block::Table(table)) = section.blocks.first() else { panic!("{:?}", section.blocks) };
+    assert_eq!(table.header, ["query", "gold", "zero-shot", "icl-retrieved", "pt (32)", "ipt (32)"]);
+    assert_eq!(table.rows[0][..3], ["ring <him>", "[IN:CALL ]", "zero-shot writes⏎\nthis"]);
+    let mut earlier = comparison();
+    earlier["metrics"][0].as_object_mut().expect("an object").remove("examples");
+    assert!(super::page(&earlier).sections.iter().all(|section| section.id != "examples"));
+}
+
+#[test]
 fn training_is_told_by_its_best_run_and_by_what_losses_did() {
     let page = page(&training());
     assert_eq!(page.verdict, "Of 9 runs run-000 is the best, with eval_chrf 50.0000.");

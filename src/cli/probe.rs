@@ -263,6 +263,7 @@ fn settings(args: &ProbeArgs, task: Task, model: &ModelConfig) -> Result<ProbeSe
         max_grad_norm: resolve::clip_threshold(&args.regularization),
         similarity_by: args.similarity_by.into(),
         position: args.position,
+        length_normalization: args.length_normalization.into(),
         tuning: args.tuning.into(),
         measures: Measures::parse(&args.measures)?,
         patch: args.patch,

@@ -35,7 +35,8 @@ pub fn probe(report: &ProbeReport) -> String {
     let names = summary.arms.iter().map(|report| title(report.arm));
     let mut scores = new(&std::iter::once(String::new()).chain(names).collect::<Vec<_>>());
     let row = |name: &str, values: Vec<MeanSd>| std::iter::once(name.to_string()).chain(values.into_iter().map(show));
-    scores.add_row(row("accuracy", summary.arms.iter().map(|arm| arm.accuracy).collect()));
+    let accuracy = report.settings.length_normalization.accuracy();
+    scores.add_row(row(accuracy, summary.arms.iter().map(|arm| arm.accuracy).collect()));
     scores.add_row(row("log-probability", summary.arms.iter().map(|arm| arm.log_prob).collect()));
     tables.push(scores.to_string());
     tables.extend(patching(report));

@@ -55,18 +55,18 @@ pub fn entropy(a: &[Vec<f64>]) -> Option<f64> {
 
 /// Expected calibration error (Guo et al. 2017, equation 3): over [`BINS`] bins of confidence `((m - 1) / 15, m / 15]`, the
 /// mean of |accuracy - mean confidence| weighted by the number of queries, where a query's confidence is the probability of its
-/// answer. None without queries.
+/// answer: of `answers`, its likeliest candidates unless lengths count. None without queries.
 ///
 /// # Panics
-/// If the numbers of queries differ, or a query has no candidates.
-pub fn calibration_error(a: &[Vec<f64>], gold: &[usize]) -> Option<f64> {
-    assert!(a.len() == gold.len(), "calibration: {} queries and {} gold labels", a.len(), gold.len());
+/// If the numbers of queries differ.
+pub fn calibration_error(a: &[Vec<f64>], answers: &[usize], gold: &[usize]) -> Option<f64> {
+    let queries = [a.len(), answers.len(), gold.len()];
+    assert!(queries == [a.len(); 3], "calibration: queries, answers and gold labels: {queries:?}");
     let mut gaps = [0.0; BINS];
-    for (row, &gold) in a.iter().zip(gold) {
-        let likeliest = answer(row);
-        let confidence = log_softmax(row)[likeliest].exp();
+    for ((row, answer), gold) in a.iter().zip(answers).zip(gold) {
+        let confidence = log_softmax(row)[*answer].exp();
         let bin = (confidence * BINS as f64).ceil() as usize;
-        gaps[bin.clamp(1, BINS) - 1] += f64::from(u8::from(likeliest == gold)) - confidence;
+        gaps[bin.clamp(1, BINS) - 1] += f64::from(u8::from(answer == gold)) - confidence;
     }
     (!a.is_empty()).then(|| gaps.iter().map(|gap| gap.abs()).sum::<f64>() / a.len() as f64)
 }

@@ -36,6 +36,12 @@ pub fn list(items: &[String]) -> String {
     }
 }
 
+/// With a capital letter first.
+pub fn capitalized(words: &str) -> String {
+    let mut letters = words.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
 /// A text whose line ends can be seen.
 pub fn visible(text: &str) -> String {
     text.replace('\n', "⏎\n").trim_end_matches('\n').to_owned()

@@ -25,7 +25,7 @@ use crate::task::metrics::score;
 
 /// The scores of an arm.
 pub(super) fn arm_report(run: &ArmRun, s: usize, gold: &[usize], closed: bool) -> ArmReport<Option<f64>, f64> {
-    let scores = score(&run.seed(s).log_probs, gold, closed);
+    let scores = score(&run.seed(s).log_probs, run.lengths(s), gold, closed);
     let tuning = run.tunings.get(s).cloned();
     ArmReport { arm: run.arm, accuracy: scores.accuracy, log_prob: scores.log_prob, tuning }
 }
@@ -131,23 +131,24 @@ pub(super) fn outputs(plan: &Plan, arms: &[ArmRun], s: usize) -> Option<OutputMe
     let values = |all: &[(&str, Option<f64>)]| -> Values {
         all.iter().filter_map(|&(name, value)| Some((name.to_owned(), MeanSd::of([value?])))).collect()
     };
-    let log_probs = |arm: &ArmRun| arm.seed(s).log_probs.clone();
+    let scores: Vec<Vec<Vec<f64>>> = arms.iter().map(|arm| arm.scores(s)).collect();
     let mut found = OutputMeasures::default();
     for (j, second) in arms.iter().enumerate() {
-        let b = log_probs(second);
-        let own = [("entropy", entropy(&b)), ("calibration_error", calibration_error(&b, &gold))];
+        let b = &second.seed(s).log_probs;
+        let answers: Vec<usize> = scores[j].iter().map(|row| answer(row)).collect();
+        let own = [("entropy", entropy(b)), ("calibration_error", calibration_error(b, &answers, &gold))];
         found.arms.push(ArmMeasures { arm: second.arm, values: values(&own) });
-        for first in &arms[..j] {
-            let a = log_probs(first);
-            let of = [("agreement", agreement(&a, &b)), ("kl_divergence", kl_divergence(&a, &b))];
-            let null = [("agreement", agreement_shuffled(&a, &b)), ("kl_divergence", kl_divergence_shuffled(&a, &b))];
+        for (i, first) in arms[..j].iter().enumerate() {
+            let (a, [x, y]) = (&first.seed(s).log_probs, [i, j].map(|arm| &scores[arm]));
+            let of = [("agreement", agreement(x, y)), ("kl_divergence", kl_divergence(a, b))];
+            let null = [("agreement", agreement_shuffled(x, y)), ("kl_divergence", kl_divergence_shuffled(a, b))];
             let (values, shuffled) = (values(&of), values(&null));
             found.pairs.push(PairMeasures { arms: [first.arm, second.arm], values, shuffled, gaussian: Values::new() });
         }
     }
     let right = |arm: Arm| -> Option<Vec<bool>> {
-        let run = arms.iter().find(|run| run.arm == arm)?;
-        Some(run.seed(s).log_probs.iter().zip(&gold).map(|(row, gold)| answer(row) == *gold).collect())
+        let run = arms.iter().position(|run| run.arm == arm)?;
+        Some(scores[run].iter().zip(&gold).map(|(row, gold)| answer(row) == *gold).collect())
     };
     if let (Some(zero), Some(icl), Some(tuned)) = (right(Arm::ZeroShot), right(Arm::Icl), right(Arm::Lora)) {
         found.values =
@@ -161,19 +162,22 @@ const EXAMPLES: usize = 6;
 
 /// The first queries of a seed, their tokens without text yet.
 pub(super) fn examples(plan: &Plan, arms: &[ArmRun], s: usize) -> Vec<ExampleReport> {
-    let name = |answer: usize| match &plan.labels {
-        Some(labels) => labels[answer].clone(),
+    let name = |query: usize, answer: usize| match plan.texts(query).get(answer) {
+        Some(text) => text.clone(),
         None => format!("answer {answer}"),
     };
+    let scores: Vec<Vec<Vec<f64>>> = arms.iter().map(|arm| arm.scores(s)).collect();
     let example = |(q, query): (usize, &Query)| ExampleReport {
         query: q,
         tokens: Vec::new(),
-        gold: name(query.gold),
+        gold: name(q, query.gold),
         answers: arms
             .iter()
-            .map(|arm| {
-                let log_probs = arm.seed(s).log_probs[q].clone();
-                ExampleAnswer { arm: arm.arm, predicted: name(answer(&log_probs)), log_probs }
+            .zip(&scores)
+            .map(|(arm, scores)| ExampleAnswer {
+                arm: arm.arm,
+                predicted: name(q, answer(&scores[q])),
+                log_probs: arm.seed(s).log_probs[q].clone(),
             })
             .collect(),
     };

@@ -72,7 +72,7 @@ impl Plan {
         let queries = &queries[..count];
         settings.template.check_columns(queries)?;
         inputs.demonstrations.template.check_columns(inputs.demonstrations.examples)?;
-        unreachable::warn_of_beginning(task, &settings.template, queries);
+        unreachable::warn_of_beginning(task, &settings.template, queries, settings.length_normalization);
         let prompts = Prompts::new(tokenizer, &settings.template);
         let candidates: Vec<Candidates> = queries.iter().map(|q| Candidates::of(task, q)).collect::<Result<_>>()?;
         let read = |shown: &[Turn], (query, candidates): (&Example, &Candidates)| {
@@ -95,6 +95,7 @@ impl Plan {
             index,
             token_ids: p.token_ids,
             answers: p.answers,
+            choices: if task.labels().is_none() && task.is_closed() { c.outputs.clone() } else { Vec::new() },
             gold: c.gold,
         });
         Ok(Self { labels: task.labels().map(<[String]>::to_vec), queries: alone.collect(), seeds, tokenizer: None })

@@ -14,7 +14,7 @@ use crate::model::{self, GenerationConfig, Model};
 use crate::task::demonstrations::sample;
 use crate::task::metrics::score;
 use crate::task::prompts::{Prompt, Prompts};
-use crate::task::{Candidates, Example, Task, Template, Turn, unreachable};
+use crate::task::{Candidates, Example, LengthNormalization, Task, Template, Turn, unreachable};
 use crate::{Error, Result};
 
 /// What a model is evaluated on.
@@ -29,6 +29,8 @@ pub struct Evaluation<'a> {
     pub pool: &'a [Example],
     /// At least one.
     pub queries: &'a [Example],
+    /// By what log-probabilities are divided before labels or choices are compared.
+    pub length_normalization: LengthNormalization,
     /// New tokens of an answer at most, where the model writes it.
     pub max_new_tokens: usize,
     /// Token rows of a pass at most, unless a single prompt needs more.
@@ -42,7 +44,7 @@ impl Evaluation<'_> {
     /// A failure of the tokenizer.
     pub fn warn(&self) -> Result<()> {
         let Self { tokenizer, task, template, queries, .. } = *self;
-        unreachable::warn_of_beginning(task, template, queries);
+        unreachable::warn_of_beginning(task, template, queries, self.length_normalization);
         if task.is_closed() {
             return Ok(());
         }
@@ -55,10 +57,11 @@ impl Evaluation<'_> {
     /// seed the demonstrations of a smaller number are the first of a larger one.
     ///
     /// # Errors
-    /// Too few examples, a query whose output is no label or choice, columns that the template names and examples have not,
+    /// Too few examples, lengths of free text, a query whose output is no label or choice, columns that the template names and examples have not,
     /// or a failure of tokenizer or device.
     pub fn score<B: Backend>(&self, backend: &mut B, model: &Model<B>, shots: usize, seed: u64) -> Result<f64> {
         let (template, prompts) = (self.template, Prompts::new(self.tokenizer, self.template));
+        self.length_normalization.check(self.task.is_closed())?;
         template.check_columns(self.pool.iter().chain(self.queries))?;
         if self.queries.is_empty() {
             return Err(Error::argument("queries", "at least 1", 0));
@@ -72,10 +75,13 @@ impl Evaluation<'_> {
         }
         let closed = |query: &Example| {
             let Candidates { outputs, gold } = Candidates::of(self.task, query)?;
-            Ok((prompts.prompt(&text(query)?, &outputs)?, gold))
+            let prompt = prompts.prompt(&text(query)?, &outputs)?;
+            let lengths = self.length_normalization.lengths(&outputs, &prompt.answers);
+            Ok((prompt, (lengths, gold)))
         };
-        let asked: Vec<(Prompt, usize)> = self.queries.par_iter().map(closed).collect::<Result<_>>()?;
-        let (prompts, gold): (Vec<Prompt>, Vec<usize>) = asked.into_iter().unzip();
+        let asked: Vec<(Prompt, (Vec<f64>, usize))> = self.queries.par_iter().map(closed).collect::<Result<_>>()?;
+        let (prompts, asked): (Vec<Prompt>, Vec<(Vec<f64>, usize)>) = asked.into_iter().unzip();
+        let (lengths, gold): (Vec<Vec<f64>>, Vec<usize>) = asked.into_iter().unzip();
         let total = prompts.len();
         let points = prompts.iter().map(|_| Points::none()).collect();
         let group = Group { run: None, soft: 0, demonstrations: true, prompts, points };
@@ -84,7 +90,7 @@ impl Evaluation<'_> {
         let end = hooks(0, &[]);
         let reading = Reading { model, adaptation: None, hooks: &end, rows: self.rows, edits: &[], below: None };
         let (states, _) = reading.read(backend, &[vec![group]], &mut count)?;
-        let scores = score(&states[0].log_probs, &gold, true);
+        let scores = score(&states[0].log_probs, &lengths, &gold, true);
         Ok(scores.accuracy.expect("evaluate: there are candidates"))
     }
 

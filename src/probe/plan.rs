@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::arm::Arm;
+use crate::task::LengthNormalization;
 use crate::task::prompts::{Answer, Prompt, TrainingExample, common_prefix};
 use crate::train::data::IGNORE_INDEX;
 use crate::{Error, Result};
@@ -33,6 +34,10 @@ pub struct Query {
     pub token_ids: Vec<u32>,
     /// The answers that are compared, of every label, of the query's own choices, or of the gold one alone.
     pub answers: Vec<Answer>,
+    /// The texts of the answers, where they are its own choices; empty where they are labels or free text, and in a plan of an earlier
+    /// version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<String>,
     /// Index of the gold answer.
     #[serde(rename = "right")]
     pub gold: usize,
@@ -86,6 +91,24 @@ impl Plan {
     /// Whether queries are answered by one of several answers, so that there is an accuracy.
     pub fn is_closed(&self) -> bool {
         self.labels.is_some() || self.queries.iter().any(|q| q.answers.len() > 1)
+    }
+
+    /// The texts of a query's answers, of every label or of its own choices; empty for free text.
+    pub fn texts(&self, query: usize) -> &[String] {
+        self.labels.as_deref().unwrap_or(&self.queries[query].choices)
+    }
+
+    /// Checks that answers have the lengths by which their log-probabilities are to be divided.
+    ///
+    /// # Errors
+    /// There are no labels or choices, or a plan of an earlier version does not say what these are.
+    pub fn check_lengths(&self, by: LengthNormalization) -> Result<()> {
+        by.check(self.is_closed())?;
+        if by.reads_texts() && (0..self.queries.len()).any(|q| self.texts(q).is_empty()) {
+            let expected = "none or tokens, for a plan that does not have the texts of its choices";
+            return Err(Error::argument("length_normalization", expected, format!("{by:?}").to_lowercase()));
+        }
+        Ok(())
     }
 
     /// The index of the gold answer of every query.
@@ -167,6 +190,10 @@ impl Check<'_> {
             let field = format!("plan.queries[{i}]");
             self.ids(&format!("{field}.token_ids"), &q.token_ids)?;
             self.answers(&field, &q.token_ids, &q.answers, answers)?;
+            let (of_texts, expected) =
+                (format!("{field}.choices"), format!("none, or one for each of {answers} answers"));
+            self.that([0, answers].contains(&q.choices.len()), &of_texts, expected, q.choices.len())?;
+            self.that(q.choices.iter().all(|text| !text.is_empty()), &of_texts, "texts", "an empty one")?;
             self.that(q.gold < answers, &format!("{field}.right"), format!("less than {answers}"), q.gold)?;
         }
         for (s, seed) in plan.seeds.iter().enumerate() {

@@ -153,10 +153,11 @@ fn of(arms: &[ArmRun], arm: Arm) -> &ArmRun {
 /// A seed's layers.
 fn layers(plan: &Plan, arms: &[ArmRun], s: usize, vectors: &[Vector], found: &PatchedLogProbs) -> Vec<PatchLayer> {
     let gold = plan.gold();
-    let judge = |log_probs: &[Vec<f64>]| score(log_probs, &gold, plan.is_closed());
-    let [anchor, icl] = [Arm::ZeroShot, Arm::Icl].map(|arm| judge(&of(arms, arm).seed(s).log_probs));
+    let judge = |log_probs: &[Vec<f64>], of: &ArmRun| score(log_probs, of.lengths(s), &gold, plan.is_closed());
+    let alone = of(arms, Arm::ZeroShot);
+    let [anchor, icl] = [alone, of(arms, Arm::Icl)].map(|arm| judge(&arm.seed(s).log_probs, arm));
     let vector = |found: &[Vec<Vec<f64>>], (v, vector): (usize, &Vector)| {
-        let patched = judge(&found[s * vectors.len() + v]);
+        let patched = judge(&found[s * vectors.len() + v], alone);
         let share = |get: &dyn Fn(&Scores) -> Option<f64>| {
             let (patched, anchor, icl) = (get(&patched)?, get(&anchor)?, get(&icl)?);
             (icl != anchor).then(|| (patched - anchor) / (icl - anchor))

@@ -96,6 +96,7 @@ pub fn run_studies<B: Backend>(
         }
         settings.validate(model.config.family)?;
         plan.validate("plan", model.config.vocab_size)?;
+        plan.check_lengths(settings.length_normalization)?;
         let without = |seed: &SeedPlan| seed.icl_demonstration_token_ids.is_empty() && !seed.train.is_empty();
         if settings.position == Position::Demos && plan.seeds.iter().any(without) {
             return Err(Error::argument("position", "any but demos, for which this plan has no prompts", "demos"));
@@ -187,6 +188,8 @@ struct ArmSeed {
     training: Option<(TrainingKey, u64)>,
     /// The queries.
     queries: ReadKey,
+    /// By what the log-probabilities of the queries' answers are divided.
+    lengths: Vec<Vec<f64>>,
     /// The demonstrations, where it is their states that are compared.
     demonstrations: Option<ReadKey>,
     /// What was trained on, after the training.
@@ -212,13 +215,14 @@ impl ArmPlan {
 
     /// What was read and trained for it.
     fn collect<B: Backend>(&self, worker: &mut Worker<'_, B>) -> Result<ArmRun> {
-        let mut run = ArmRun { arm: self.arm, states: Vec::new(), tunings: Vec::new(), adapters: Vec::new() };
+        let mut run = ArmRun::new(self.arm);
         for seed in &self.seeds {
             let mut states = worker.states(&seed.queries).clone();
             if let Some(demonstrations) = &seed.demonstrations {
                 states.states.clone_from(&worker.states(demonstrations).states);
             }
             run.states.push(states);
+            run.lengths.push(seed.lengths.clone());
             if let Some((key, steps)) = &seed.training {
                 let learnt = seed.learnt.as_ref().map(|learnt| worker.states(learnt));
                 let log_probs = learnt.map(|learnt| learnt.log_probs.iter().flatten().sum::<f64>());
@@ -253,6 +257,9 @@ impl ArmSeed {
         let prompts = if in_context { seed.icl_prompts() } else { plan.prompts() };
         let at = |(i, prompt): (usize, &Prompt)| own.points(position, i, prompt, (plan, in_context.then_some(seed)));
         let points = prompts.iter().enumerate().map(at).collect();
+        let by = settings.length_normalization;
+        let lengths = |(q, prompt): (usize, &Prompt)| by.lengths(plan.texts(q), &prompt.answers);
+        let lengths = prompts.iter().enumerate().map(lengths).collect();
         let of_demonstrations = || {
             let bare = |ids: &Vec<u32>| Prompt { token_ids: ids.clone(), answers: Vec::new() };
             let prompts: Vec<Prompt> = match in_context {
@@ -270,6 +277,7 @@ impl ArmSeed {
         Self {
             training,
             queries: read(in_context, prompts, points),
+            lengths,
             demonstrations: (position == Position::Demos && !seed.train.is_empty()).then(of_demonstrations),
             // Towards a teacher the loss after the last step is another one than that of the answers.
             learnt: (arm.trains() && !arm.has_teacher() && !examples.is_empty()).then(learnt),

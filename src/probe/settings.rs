@@ -8,7 +8,7 @@ use super::measured::Measures;
 use super::position::Position;
 use crate::arch::{Family, Projection};
 use crate::formats::adapter::PromptConfig;
-use crate::task::{Task, Template};
+use crate::task::{LengthNormalization, Task, Template};
 use crate::train::schedule::{Schedule, Warmup};
 use crate::train::settings::{Length, RunSettings};
 use crate::{Error, Result};
@@ -65,6 +65,9 @@ pub struct ProbeSettings {
     /// The tokens whose states are compared (default the last one).
     #[serde(default, skip_serializing_if = "is_default")]
     pub position: Position,
+    /// By what an answer's log-probability is divided before labels or choices are compared (default none).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub length_normalization: LengthNormalization,
     /// What is measured beside cosines and scores (default nothing).
     #[serde(default, skip_serializing_if = "is_default")]
     pub measures: Measures,
@@ -170,6 +173,7 @@ impl ProbeSettings {
             max_steps: None,
             tuning: TuningKind::Lora,
             position: Position::Last,
+            length_normalization: LengthNormalization::None,
             measures: Measures::default(),
             patch: false,
             batch_size: None,

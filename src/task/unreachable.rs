@@ -4,9 +4,13 @@ use rayon::prelude::*;
 
 use super::definition::Task;
 use super::example::Example;
+use super::lengths::LengthNormalization;
 use super::prompts::Prompts;
 use super::templates::Template;
 use crate::Result;
+
+/// What becomes of the longer answer of [`beginning`].
+pub const NEVER_CHOSEN: &str = "by the sum of log-probabilities can never be chosen (length_normalization divides it)";
 
 /// A label or choice that begins another one of the same query, word by word, and that other one, where nothing follows them in
 /// an answer: its log-probability, a sum over tokens, is never below that of the longer one, which is therefore never chosen.
@@ -27,10 +31,11 @@ pub fn beginning<'a>(task: &'a Task, template: &Template, examples: &'a [Example
     of_task.or_else(|| examples.iter().find_map(|example| example.choices.as_deref().and_then(pair)))
 }
 
-/// Says what [`beginning`] finds.
-pub fn warn_of_beginning(task: &Task, template: &Template, examples: &[Example]) {
-    if let Some((short, long)) = beginning(task, template, examples) {
-        log::warn!("{task}: {short:?} begins {long:?}, which by the sum of log-probabilities can never be chosen");
+/// Says what [`beginning`] finds, where answers are compared by the sums.
+pub fn warn_of_beginning(task: &Task, template: &Template, examples: &[Example], by: LengthNormalization) {
+    let is_sum = by == LengthNormalization::None;
+    if let Some((short, long)) = beginning(task, template, examples).filter(|_| is_sum) {
+        log::warn!("{task}: {short:?} begins {long:?}, which {NEVER_CHOSEN}");
     }
 }
 

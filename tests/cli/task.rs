@@ -165,6 +165,46 @@ fn task_evaluates_by_number_of_demonstrations() {
     assert!(shown.contains("| demonstrations | 0 | 1 | 2 |\n") && shown.contains("| ROUGE-L | "), "{shown}");
 }
 
+/// Which length counts is said where the accuracy is, refused where there is no other answer, and repeated from the plan.
+#[test]
+fn length_normalization_is_said_and_repeated() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    let evaluate =
+        "task {}/quiz.yaml --evaluate --model {}/model --shots 0 --queries 9 --device cpu --length-normalization";
+    let shown = line(d, &format!("{evaluate} bytes")).ok().out;
+    assert!(shown.contains("| accuracy per byte (acc_bytes) | "), "{shown}");
+    let found = line(d, &format!("{evaluate} tokens --json")).json();
+    assert_eq!((&found["metric"], &found["length_normalization"]), (&"accuracy".into(), &"tokens".into()));
+    let probe = "probe --model {}/model --task {}/quiz.yaml --demos 1 --queries 5 --seeds 1 --epochs 0 --device cpu";
+    let shown = line(d, &format!("{probe} --length-normalization characters --out {{}}/a")).ok().out;
+    assert!(shown.contains("accuracy per character (acc_norm)"), "{shown}");
+    line(d, "probe --model {}/model --plan {}/a/report.json --device cpu --out {}/b").ok();
+    let [first, again] = ["a", "b"].map(|out| report(&d.join(out).join("report.json")));
+    assert_eq!((&first["settings"], &first["seeds"]), (&again["settings"], &again["seeds"]));
+    assert_eq!(first["settings"]["length_normalization"], "characters");
+    assert!(first["examples"][0]["gold"] == "the pier" && first["plan"]["queries"][0]["choices"][2] == "a port");
+    // A plan of an earlier version has no texts.
+    let mut old = first.clone();
+    for part in ["plan", "conditions"] {
+        let part = if part == "plan" { &mut old["plan"] } else { &mut old["conditions"][0]["plan"] };
+        for query in part["queries"].as_array_mut().expect("queries") {
+            query.as_object_mut().expect("a query").remove("choices");
+        }
+    }
+    put(d, "old.json", &old.to_string());
+    let refused = line(d, "probe --model {}/model --plan {}/old.json --device cpu --out {}/c").refused();
+    assert!(refused.contains("expected none or tokens, for a plan that does not have the texts"), "{refused}");
+    for words in [
+        "task {}/plural.yml --evaluate --model {}/model --device cpu --length-normalization bytes",
+        "probe --model {}/model --task {}/plural.yml --queries 2 --device cpu --length-normalization bytes --out {}/x",
+    ] {
+        let refused = line(d, words).refused();
+        assert!(refused.contains("--length-normalization: expected none, for free text"), "{words}: {refused}");
+    }
+}
+
 /// Logit lens and attribution tell answers apart by their first tokens.
 #[test]
 fn readouts_of_first_tokens_are_of_answers_that_differ_there() {

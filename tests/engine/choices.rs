@@ -8,7 +8,7 @@ use llamaprobe::probe::arm::Arm;
 use llamaprobe::probe::plan::Plan;
 use llamaprobe::probe::report::SeedReport;
 use llamaprobe::probe::{Evaluation, ProbeSettings, run};
-use llamaprobe::task::{Example, Task};
+use llamaprobe::task::{Example, LengthNormalization, Task};
 
 use crate::support::{self, tiny_model::TinyModel};
 
@@ -83,6 +83,7 @@ fn choices_are_compared_as_answers_alone_are_scored() {
         template: quiz.template(),
         pool: &pool,
         queries: &queries,
+        length_normalization: LengthNormalization::None,
         max_new_tokens: 4,
         rows: 64,
     };

@@ -14,6 +14,7 @@ mod generate;
 mod gguf;
 mod gguf_written;
 mod golden;
+mod golden_choices;
 mod golden_edits;
 mod golden_objective;
 mod golden_peft;

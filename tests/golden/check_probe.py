@@ -117,9 +117,20 @@ def layers(anchor, icl, it, seed):
     return out
 
 
-def scores(log_probs, right, labelled):
-    hits = [max(range(len(l)), key=l.__getitem__) == r for l, r in zip(log_probs, right)]
-    return float(np.mean(hits)) if labelled else None, float(np.mean([l[r] for l, r in zip(log_probs, right)]))
+def lengths(report, prompts):
+    """By what the log-probabilities of each query's answers are divided before they are compared."""
+    by, plan = report["settings"].get("length_normalization", "none"), report["plan"]
+    of = {"none": lambda text: 1, "characters": len, "bytes": lambda text: len(text.encode())}
+    if by == "tokens":
+        return [[a["scored"] for a in answers] for _, answers in prompts]
+    texts = [plan["labels"] or q.get("choices") or q["answers"] for q in plan["queries"]]
+    return [[of[by](text) for text in all] for all in texts]
+
+
+def scores(log_probs, lengths, right, closed):
+    chosen = [np.argmax(np.array(l) / n) for l, n in zip(log_probs, lengths)]
+    hits = [c == r for c, r in zip(chosen, right)]
+    return float(np.mean(hits)) if closed else None, float(np.mean([l[r] for l, r in zip(log_probs, right)]))
 
 
 def loss(reader, lessons):
@@ -175,7 +186,8 @@ def check_tokens(report, model, train, test):
 
 def computed(report, directory, load):
     """Everything of the report beside the same from the models that `load` gives: (name, found, expected)."""
-    plan, labelled = report["plan"], report["plan"]["labels"] is not None
+    plan = report["plan"]
+    closed = any(len(q["answers"]) > 1 for q in plan["queries"])
     alone = [(q["token_ids"], q["answers"]) for q in plan["queries"]]
     right = [q["right"] for q in plan["queries"]]
     base = Reader(load())
@@ -190,7 +202,7 @@ def computed(report, directory, load):
             for key in expected:
                 yield key, rows[key], expected[key]
         for arm, log_probs in (("anchor", anchor_log_probs), ("icl", icl_log_probs), ("it", it_log_probs)):
-            accuracy, log_prob = scores(log_probs, right, labelled)
+            accuracy, log_prob = scores(log_probs, lengths(report, shown if arm == "icl" else alone), right, closed)
             yield "accuracy", found["accuracy"][arm], accuracy
             yield "log_prob", found["log_prob"][arm], log_prob
         if found["loss"] and whole_batch:
@@ -206,7 +218,7 @@ def computed(report, directory, load):
                 for pair, expected in zip(rows["pairs"], pairs):
                     for key, name in (("cosine", "icl_it"), ("update", "update"), ("update_shuffled", "update_shuffled")):
                         yield f"soft {key}", pair[key], expected[name]
-            accuracy, log_prob = scores(log_probs, right, labelled)
+            accuracy, log_prob = scores(log_probs, lengths(report, alone if arm["arm"] == "pt" else shown), right, closed)
             yield "soft accuracy", arm["accuracy"], accuracy
             yield "soft log_prob", arm["log_prob"], log_prob
             yield "soft final loss", arm["final_loss"], loss(soft, seed["train" if arm["arm"] == "pt" else "ipt_train"])

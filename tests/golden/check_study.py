@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
 import measures
-from check_probe import compare, cosine, gaussian, layers, mean_sd, scores
+from check_probe import compare, cosine, gaussian, layers, lengths, mean_sd, scores
 
 COUNTING = ("knn_overlap", "svcca")
 after = lambda ids, a: ids[: len(ids) - a["replaces"]] + a["token_ids"]
@@ -277,7 +277,7 @@ class Study:
             in_context = arm == "icl" and bool(seed["demonstrations"])
             states[arm], attention[arm] = arm_states(reader, position, plan, seed, prompts, own, in_context)
             log_probs[arm] = [reader.answers(ids, answers) for ids, answers in prompts]
-            accuracy, log_prob = scores(log_probs[arm], gold, plan["labels"] is not None)
+            accuracy, log_prob = scores(log_probs[arm], lengths(condition, prompts), gold, any(len(q["answers"]) > 1 for q in plan["queries"]))
             self.same("accuracy", found["accuracy"][arm], accuracy)
             self.same("log_prob", found["log_prob"][arm], log_prob)
         for rows, expected in zip(found["layers"], layers(*states.values(), seed["seed"])):

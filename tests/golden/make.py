@@ -49,6 +49,7 @@ STEPS = [
     ("peft_start.py", ["peft_start"], None, ["peft_start"]),
     ("peft_variants.py", ["peft_variants"], None, ["peft_variants"]),
     ("peft_prompt.py", ["peft_prompt"], None, ["peft_prompt"]),
+    ("choices.py", ["choices"], None, ["choices"]),
     ("objectives.py", [], "objectives.json", ["objectives.json"]),
 ]
 

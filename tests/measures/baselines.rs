@@ -234,9 +234,12 @@ fn output_measures_at_identity_and_null() {
     near(outputs::entropy(&flat).expect("queries"), 4f64.ln(), 1e-12, "a guess");
     // Sure and right: no error; sure and wrong: all of it; a guess of four labels of which one is right: none.
     let sure = vec![vec![0.0, -60.0]; 4];
-    near(outputs::calibration_error(&sure, &[0; 4]).expect("queries"), 0.0, 1e-12, "sure and right");
-    near(outputs::calibration_error(&sure, &[1; 4]).expect("queries"), 1.0, 1e-12, "sure and wrong");
-    near(outputs::calibration_error(&flat, &[0, 1, 2, 3, 0, 1, 2, 3]).expect("queries"), 0.0, 1e-12, "a guess");
+    near(outputs::calibration_error(&sure, &[0; 4], &[0; 4]).expect("queries"), 0.0, 1e-12, "sure and right");
+    near(outputs::calibration_error(&sure, &[0; 4], &[1; 4]).expect("queries"), 1.0, 1e-12, "sure and wrong");
+    // An answer that is not the likeliest, since lengths count, is as sure as it is likely.
+    near(outputs::calibration_error(&sure, &[1; 4], &[1; 4]).expect("queries"), 1.0, 1e-12, "unlikely and right");
+    let guess = outputs::calibration_error(&flat, &[0; 8], &[0, 1, 2, 3, 0, 1, 2, 3]);
+    near(guess.expect("queries"), 0.0, 1e-12, "a guess");
     let logits: Vec<Vec<f64>> = (0..4).map(|i| (0..4).map(|j| if i == j { 3.0 } else { 1.0 }).collect()).collect();
     assert_eq!(readouts::margins(&logits, &[0, 1, 2, 3]), vec![Some(2.0); 4]);
     near(readouts::margins_shuffled(&logits, &[0, 1, 2, 3]).expect("queries"), -2.0 / 3.0, 1e-12, "other labels");

@@ -127,7 +127,7 @@ fn neighbourhoods_are_a_quarter_of_few_rows() {
 #[test]
 fn output_measures_without_queries_have_no_value() {
     assert_eq!((agreement(&[], &[]), kl_divergence(&[], &[]), entropy(&[])), (None, None, None));
-    assert_eq!(calibration_error(&[], &[]), None);
+    assert_eq!(calibration_error(&[], &[], &[]), None);
     // What has no probability adds nothing where the other arm has some, and is infinite the other way round.
     let (some, none) = (vec![vec![0.0, 0.0]], vec![vec![0.0, f64::NEG_INFINITY]]);
     assert_eq!(kl_divergence(&some, &none), None);

@@ -155,13 +155,14 @@ fn output_errors(change: fn(&mut [f32]), of_answers: fn(&mut Vec<Vec<f64>>)) -> 
     let sim_aou = each.iter().sum::<f64>() / each.len() as f64;
     let (mut a, b) = (golden.answers("answers.a"), golden.answers("answers.b"));
     of_answers(&mut a);
+    let likeliest: Vec<usize> = a.iter().map(|row| outputs::answer(row)).collect();
     let found = [
         ("lora", "overlap", overlap),
         ("attention", "sim_aou", Some(sim_aou)),
         ("outputs", "agreement", outputs::agreement(&a, &b)),
         ("outputs", "kl", outputs::kl_divergence(&a, &b)),
         ("outputs", "entropy", outputs::entropy(&a)),
-        ("outputs", "calibration", outputs::calibration_error(&a, &golden.ints("gold"))),
+        ("outputs", "calibration", outputs::calibration_error(&a, &likeliest, &golden.ints("gold"))),
     ];
     found.map(|(case, name, found)| (name, (found.expect("a value") - golden.one(case, name)).abs())).to_vec()
 }

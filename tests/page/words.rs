@@ -169,6 +169,30 @@ fn examples_show_their_tokens_apart() {
     assert_eq!(table.rows[0][..3], ["Review:| fine| &| dandy|⏎\n|Sentiment:", "yes", "yes\nno: −2.40\nyes: −0.10"]);
 }
 
+/// A task of a file stands in the settings whole; choices are of a query.
+#[test]
+fn task_of_a_file_is_named_and_choices_and_lengths_are_said() {
+    let mut report = full();
+    report["settings"]["task"] = json!({"name": "my-task", "train": ["train.csv"], "input": "text"});
+    report["settings"]["length_normalization"] = json!("bytes");
+    report["plan"] = json!({"labels": null, "queries": [{"index": 0, "choices": ["fish", "a fowl"]}]});
+    report["examples"][0]["answers"][0]["predicted"] = json!("a fowl");
+    let page = page(&report);
+    assert!(
+        page.title.ends_with("on my-task") && page.asked[0].contains("demonstrations of my-task before"),
+        "{:?}",
+        page.asked
+    );
+    assert!(answer(&page, "answers agree?").text.starts_with("Accuracy per byte (acc_bytes): "));
+    let scores = page.summary.iter().find_map(|block| if let Block::Table(table) = block { Some(table) } else { None });
+    assert_eq!(scores.expect("scores").header[1], "accuracy per byte (acc_bytes)");
+    let section = page.sections.iter().find(|section| section.id == "examples").expect("a section");
+    let Some(Block::Table(table)) = section.blocks.first() else { panic!("{:?}", section.blocks) };
+    assert_eq!(table.rows[0][2], "a fowl\nfish: −2.40\na fowl: −0.10");
+    let figure = page.figures().find(|figure| figure.id == "accuracy").expect("a figure");
+    assert_eq!(figure.note, "Guessing among each query’s choices: 0.500.");
+}
+
 /// Free text has no accuracy: what ICL gains is then log-probability.
 #[test]
 fn patching_of_free_text_recovers_log_probability() {

@@ -104,11 +104,16 @@ fn draws_are_uniform() {
 #[test]
 fn scores_compare_whole_answers() {
     let log_probs = vec![vec![-1.0, -2.0], vec![-5.0, -4.0], vec![-3.0, -3.0], vec![-0.5, -0.1]];
-    let scores = score(&log_probs, &[0, 1, 0, 0], true);
+    let sums = vec![vec![1.0; 2]; 4];
+    let scores = score(&log_probs, &sums, &[0, 1, 0, 0], true);
     assert_eq!(scores.accuracy, Some(0.75), "of equal answers the first is the model's");
     assert_eq!(scores.log_prob, (-1.0 - 4.0 - 3.0 - 0.5) / 4.0);
-    assert_eq!(score(&log_probs, &[1, 0, 1, 1], true).accuracy, Some(0.25));
-    assert_eq!(score(&[vec![-7.0]], &[0], false).accuracy, None);
+    assert_eq!(score(&log_probs, &sums, &[1, 0, 1, 1], true).accuracy, Some(0.25));
+    // By lengths others are the best, and the gold answer's log-probability is the sum all the same.
+    let by_length =
+        score(&log_probs, &[vec![1.0, 4.0], vec![2.0, 1.0], vec![2.0, 1.0], vec![1.0, 1.0]], &[1, 0, 0, 1], true);
+    assert_eq!((by_length.accuracy, by_length.log_prob), (Some(1.0), (-2.0 - 5.0 - 3.0 - 0.1) / 4.0));
+    assert_eq!(score(&[vec![-7.0]], &[vec![1.0]], &[0], false).accuracy, None);
 }
 
 #[test]

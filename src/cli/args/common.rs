@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::backend::profile::Recorder;
 use crate::model::quantize::QuantizeTo;
-use crate::task::Task;
+use crate::task::{LengthNormalization, Task};
 
 /// What `--model` takes.
 pub const MODEL: &str = "Model: a directory with config.json and safetensors, a GGUF file, org/name in the local Hugging Face \
@@ -20,6 +20,11 @@ pub const TEMPLATE: &str = "Prompt template in place of the task's own, in YAML:
 pub const APPLY_CHAT_TEMPLATE: &str = "Ask through the model's chat template: every demonstration is what the user says and what the assistant \
                                        answers, the query what the user says last (of a --template that says chat: true or \
                                        false, as that says); needs a tokenizer that has one";
+
+/// What `--length-normalization` does.
+pub const LENGTH_NORMALIZATION: &str = "By what an answer's log-probability is divided before labels or choices are compared: none (the sum over its \
+                                        tokens), or the length of its text in characters (lm-evaluation-harness's acc_norm) or bytes \
+                                        (acc_bytes), or in tokens (their mean)";
 
 /// What stands for a task: the name of a built-in one, or the path of a file, which is read later.
 pub fn task_word(word: &str) -> Result<String, String> {
@@ -97,6 +102,31 @@ pub enum DtypeArg {
     Bf16,
     /// IEEE half precision, accumulated in f32.
     F16,
+}
+
+/// By what the log-probabilities of answers are divided before they are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LengthNormalizationArg {
+    /// Nothing: the sum over the answer's tokens; acc of lm-evaluation-harness.
+    None,
+    /// The answer's characters; acc_norm of lm-evaluation-harness.
+    Characters,
+    /// The answer's bytes in UTF-8; acc_bytes of lm-evaluation-harness.
+    Bytes,
+    /// The answer's tokens: their mean.
+    Tokens,
+}
+
+impl From<LengthNormalizationArg> for LengthNormalization {
+    fn from(by: LengthNormalizationArg) -> Self {
+        match by {
+            LengthNormalizationArg::None => Self::None,
+            LengthNormalizationArg::Characters => Self::Characters,
+            LengthNormalizationArg::Bytes => Self::Bytes,
+            LengthNormalizationArg::Tokens => Self::Tokens,
+        }
+    }
 }
 
 /// What a model's projections are quantised to.

@@ -6,7 +6,10 @@ use std::sync::LazyLock;
 use clap::{ArgAction, Args, ValueEnum};
 use serde::Serialize;
 
-use super::common::{APPLY_CHAT_TEMPLATE, BaseModelArgs, CommonArgs, LoraArgs, TEMPLATE, task_word};
+use super::common::{
+    APPLY_CHAT_TEMPLATE, BaseModelArgs, CommonArgs, LENGTH_NORMALIZATION, LengthNormalizationArg, LoraArgs, TEMPLATE,
+    task_word,
+};
 use super::optim::RegularizationArgs;
 use crate::probe::arm::{Arm, FURTHER_ARMS};
 use crate::probe::{Position, SimilarityBy, SoftSettings, TuningKind};
@@ -60,7 +63,7 @@ fn further_arm(name: &str) -> Result<Arm, String> {
 }
 
 /// The flags of what a plan says.
-pub const OF_PLAN: [&str; 29] = [
+pub const OF_PLAN: [&str; 30] = [
     "task",
     "train",
     "test",
@@ -73,6 +76,7 @@ pub const OF_PLAN: [&str; 29] = [
     "vary",
     "similarity_by",
     "position",
+    "length_normalization",
     "measures",
     "patch",
     "tuning",
@@ -106,7 +110,12 @@ Examples:
 
 Arms: the query alone (anchor), the query after demonstrations (ICL), and the query alone in a model
 that was tuned with LoRA on those demonstrations (instruction tuning, IT). Writes run/report.json
-and its page run/report.html, and prints the cosines of the arms' hidden states by layer.",
+and its page run/report.html, and prints the cosines of the arms' hidden states by layer.
+
+In report.json, summary has mean and SD over the seeds: accuracy and log_prob by arm (anchor, icl, it),
+and of each of layers the cosines icl_it, anchor_icl and anchor_it, and of the updates update, with
+update_shuffled and update_gaussian. seeds has the same of each seed, conditions of each level of
+--vary. --csv writes what is plotted: figure, series, x, mean, sd.",
     mut_arg("model", |arg| arg.required(false).default_value("embedded")),
     mut_arg("max_grad_norm", |arg| arg.default_value("0")))]
 pub struct ProbeArgs {
@@ -155,6 +164,8 @@ pub struct ProbeArgs {
     /// before the answer of each demonstration (demos).
     #[arg(long, default_value = "last", value_name = "last|all|label|mean|demos", value_parser = position)]
     pub position: Position,
+    #[arg(long, value_enum, default_value = "none", help = LENGTH_NORMALIZATION)]
+    pub length_normalization: LengthNormalizationArg,
     /// What to measure beside cosines and scores: all, none, or some of cosine, update, norm_ratio, cka, cka_debiased, svcca,
     /// knn_overlap, id, subspace_overlap (of the states, each with its baselines), sim_aou, outputs (agreement, KL divergence, entropy,
     /// calibration error, Rec2FTP), lora_overlap; and with --position last logit_lens, attribution (of the logits; both of the answers' first

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::common::{APPLY_CHAT_TEMPLATE, CommonArgs, MODEL, TEMPLATE, task_word};
+use super::common::{
+    APPLY_CHAT_TEMPLATE, CommonArgs, LENGTH_NORMALIZATION, LengthNormalizationArg, MODEL, TEMPLATE, task_word,
+};
 
 /// The name of the episodes that the embedded model is trained on, which are no task of examples.
 pub const SYNTHETIC: &str = "synthetic";
@@ -82,6 +84,8 @@ pub struct TaskArgs {
     /// Number of seeds (demonstration samples) [default: 3].
     #[arg(long, requires = "evaluate")]
     pub seeds: Option<u64>,
+    #[arg(long, value_enum, requires = "evaluate", help = LENGTH_NORMALIZATION.to_owned() + " [default: none]")]
+    pub length_normalization: Option<LengthNormalizationArg>,
     /// Maximum number of new tokens per answer that the model writes [default: 32].
     #[arg(long, value_name = "TOKENS", requires = "evaluate")]
     pub max_new_tokens: Option<usize>,

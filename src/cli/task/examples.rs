@@ -17,7 +17,8 @@ use crate::model::Model;
 use crate::probe::statistics::MeanSd;
 use crate::probe::{Evaluation, ProbeSettings};
 use crate::task::prompts::Prompts;
-use crate::task::{Candidates, Dataset, Example, Side, Task, Template, unreachable};
+use crate::task::unreachable::NEVER_CHOSEN;
+use crate::task::{Candidates, Dataset, Example, LengthNormalization, Side, Task, Template, unreachable};
 use crate::{Error, Result};
 
 /// Numbers of demonstrations unless others are asked for.
@@ -196,8 +197,7 @@ fn check(args: &TaskArgs, task: &Task, template: &Template) -> Result<(), Failur
             ))?;
         }
         if let Some([short, long]) = &checked.begins {
-            let why = "by the sum of log-probabilities can never be chosen";
-            output::line(format_args!("  {short:?} begins {long:?}, which {why}"))?;
+            output::line(format_args!("  {short:?} begins {long:?}, which {NEVER_CHOSEN}"))?;
         }
         if let (Some(longest), Some(limit)) = (checked.longest, limit) {
             output::line(format_args!("  longest prompt: {longest} tokens, of {limit} that the model supports"))?;
@@ -252,6 +252,7 @@ impl Job for Evaluate<'_> {
             [] => SHOTS.into_iter().filter(|&shots| shots <= left).collect(),
             shots => shots.to_vec(),
         };
+        let by = args.length_normalization.map_or(LengthNormalization::None, Into::into);
         let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
         let evaluation = Evaluation {
             tokenizer: &tokenizer,
@@ -259,6 +260,7 @@ impl Job for Evaluate<'_> {
             template: &template,
             pool: &pool,
             queries: &queries,
+            length_normalization: by,
             max_new_tokens: args.max_new_tokens.unwrap_or(32),
             rows: args.batch_tokens.unwrap_or(4096),
         };
@@ -277,9 +279,13 @@ impl Job for Evaluate<'_> {
                 json!({"shots": shots, "mean": mean, "sd": sd, "seeds": scores})
             };
             let shots: Vec<_> = shots.iter().zip(&scores).map(one).collect();
-            return output::json(&json!({
+            let mut found = json!({
                 "task": task, "model": name, "metric": metric, "queries": queries.len(), "shots": shots,
-            }));
+            });
+            if by != LengthNormalization::None {
+                found["length_normalization"] = json!(by);
+            }
+            return output::json(&found);
         }
         let header = std::iter::once("demonstrations".to_owned()).chain(shots.iter().map(usize::to_string));
         output::markdown_header(header.collect::<Vec<_>>().into_iter())?;
@@ -287,7 +293,8 @@ impl Job for Evaluate<'_> {
         let show = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.3}"));
         let row =
             |title: &str, values: Vec<String>| output::markdown_row(std::iter::once(title.to_owned()).chain(values));
-        row(metric, scores.iter().map(|s| show(spread(s).mean)).collect())?;
+        let title = if task.is_closed() { by.accuracy() } else { metric };
+        row(title, scores.iter().map(|s| show(spread(s).mean)).collect())?;
         row("SD over seeds", scores.iter().map(|s| show(spread(s).sd)).collect())
     }
 }

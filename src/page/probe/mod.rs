@@ -45,6 +45,8 @@ fn setting(view: &View, key: &str) -> String {
         Some(Value::Array(items)) => {
             list(&items.iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>())
         }
+        // A task of a file, which stands there whole.
+        Some(Value::Object(task)) if task.contains_key("name") => task["name"].as_str().unwrap_or_default().to_owned(),
         Some(Value::Number(number)) => number.as_f64().map_or_else(|| number.to_string(), |number| number.to_string()),
         Some(other) => other.to_string(),
         None => "–".to_owned(),

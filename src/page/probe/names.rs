@@ -2,6 +2,7 @@
 
 use super::view::{Layer, Pair};
 use crate::page::model::Look;
+use crate::page::words::capitalized;
 
 /// How an arm of the report is called on a page.
 pub fn arm(name: &str) -> String {
@@ -96,9 +97,7 @@ pub fn output(name: &str) -> String {
 
 /// Words for a name of the report.
 pub fn sentence(name: &str) -> String {
-    let words = name.replace('_', " ");
-    let mut letters = words.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+    capitalized(&name.replace('_', " "))
 }
 
 /// Names of the layers for an axis.

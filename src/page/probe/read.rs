@@ -1,5 +1,6 @@
 //! A probe's `report.json` as a [`View`].
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::view::{
@@ -14,6 +15,7 @@ const ARMS: [&str; 3] = ["anchor", "icl", "it"];
 /// The content of a report.
 pub fn view(report: &Value) -> View {
     let labels: Vec<String> = list(&report["plan"]["labels"]).iter().map(text).collect();
+    let queries = list(&report["plan"]["queries"]);
     let conditions = list(&report["conditions"]);
     View {
         version: text(&report["version"]),
@@ -21,14 +23,23 @@ pub fn view(report: &Value) -> View {
         device: text(&report["device"]),
         dtype: text(&report["dtype"]),
         settings: report["settings"].as_object().cloned().unwrap_or_default(),
-        queries: list(&report["plan"]["queries"]).len(),
+        length_normalization: Deserialize::deserialize(&report["settings"]["length_normalization"]).unwrap_or_default(),
+        queries: queries.len(),
+        guess: guess(labels.len(), queries),
         result: outcome(&report["summary"], list(&report["seeds"])),
         conditions: conditions.iter().map(condition).collect(),
         pca: report["pca"].as_object().map(pca),
-        examples: list(&report["examples"]).iter().map(|value| example(value, &labels)).collect(),
+        examples: list(&report["examples"]).iter().map(|value| example(value, &labels, queries)).collect(),
         command: report["command"].as_str().map(str::to_owned),
         labels,
     }
+}
+
+/// The accuracy of a guess among so many labels, or among the queries' own choices.
+fn guess(labels: usize, queries: &[Value]) -> Option<f64> {
+    let answers = |query: &Value| if labels > 0 { labels } else { list(&query["choices"]).len() };
+    let shares = queries.iter().map(|query| 1.0 / answers(query) as f64);
+    MeanSd::of(shares).mean.filter(|share| *share < 1.0)
 }
 
 fn condition(value: &Value) -> Condition {
@@ -234,14 +245,17 @@ fn pca(value: &Map<String, Value>) -> Pca {
     }
 }
 
-/// `labels` name the log-probabilities.
-fn example(value: &Value, labels: &[String]) -> Example {
+/// `labels` name the log-probabilities, or the query's own choices.
+fn example(value: &Value, labels: &[String], queries: &[Value]) -> Example {
+    let query = value["query"].as_u64().and_then(|query| queries.get(query as usize));
+    let choices: Vec<String> = query.map_or(&[][..], |query| list(&query["choices"])).iter().map(text).collect();
+    let texts = if labels.is_empty() { &choices } else { labels };
     let answer = |answer: &Value| {
         let scores = list(&answer["log_probs"]).iter().filter_map(Value::as_f64);
         ArmAnswer {
             arm: text(&answer["arm"]),
             predicted: text(&answer["predicted"]),
-            log_probs: labels.iter().cloned().zip(scores).collect(),
+            log_probs: texts.iter().cloned().zip(scores).collect(),
         }
     };
     let tokens: Vec<String> = list(&value["tokens"]).iter().map(text).collect();

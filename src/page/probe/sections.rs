@@ -4,7 +4,7 @@ use super::names;
 use super::view::{Layer, Measure, Outcome, Pair, View};
 use crate::page::model::{Block, Figure, Kind, Look, Point, Section, Series, Table};
 use crate::page::settings::flatten;
-use crate::page::words::{count, mean_sd, number, visible};
+use crate::page::words::{capitalized, count, mean_sd, number, visible};
 use crate::probe::statistics::MeanSd;
 
 /// The arms that are always there.
@@ -18,7 +18,7 @@ fn section(id: &str, title: &str, text: &[&str], blocks: Vec<Block>) -> Option<S
 /// What belongs to the verdict: the updates by layer, and the scores of the arms.
 pub fn summary(view: &View) -> Vec<Block> {
     let updates = measure_figure(&view.result, "update", "update", &is_of_three).map(Block::Figure);
-    updates.into_iter().chain([Block::Table(scores(&view.result))]).collect()
+    updates.into_iter().chain([Block::Table(scores(view))]).collect()
 }
 
 /// Whether a pair is of the arms that are always there.
@@ -27,14 +27,15 @@ fn is_of_three(pair: &Pair) -> bool {
 }
 
 /// A table of the scores.
-fn scores(result: &Outcome) -> Table {
+fn scores(view: &View) -> Table {
+    let result = &view.result;
     let last = result.layers.last();
     let row = |arm: &super::view::ArmScores| {
         let anchor = last.and_then(|layer| layer.value(["anchor", &arm.arm], "cosine"));
         let cosine = anchor.map_or_else(|| "–".to_owned(), |value| mean_sd(value, 3));
         vec![names::arm(&arm.arm), mean_sd(arm.accuracy, 3), mean_sd(arm.log_prob, 2), cosine]
     };
-    let header = ["arm", "accuracy", "log-prob. of gold", "cosine with anchor"];
+    let header = ["arm", view.length_normalization.accuracy(), "log-prob. of gold", "cosine with anchor"];
     Table {
         caption: format!("Scores and last-layer states, mean ± SD over {}", count(result.seeds, "seed", "seeds")),
         header: header.map(str::to_owned).to_vec(),
@@ -49,8 +50,11 @@ pub fn accuracies(view: &View) -> Option<Section> {
     let figure = |id: &str, title: &str, y_label: &str, y_range, value: &dyn Fn(usize) -> MeanSd| Figure {
         id: id.to_owned(),
         title: title.to_owned(),
-        note: match view.labels.len() {
-            n if n > 1 && id == "accuracy" => format!("Guessing among {n} labels: {}.", number(1.0 / n as f64, 3)),
+        note: match (view.guess, view.labels.len()) {
+            (Some(guess), 0) if id == "accuracy" => {
+                format!("Guessing among each query’s choices: {}.", number(guess, 3))
+            }
+            (Some(guess), n) if id == "accuracy" => format!("Guessing among {n} labels: {}.", number(guess, 3)),
             _ => String::new(),
         },
         x_label: "arm".to_owned(),
@@ -65,7 +69,8 @@ pub fn accuracies(view: &View) -> Option<Section> {
             })
             .collect(),
     };
-    let accuracy = figure("accuracy", "Accuracy", "accuracy", Some([0.0, 1.0]), &|i| arms[i].accuracy);
+    let title = capitalized(view.length_normalization.accuracy());
+    let accuracy = figure("accuracy", &title, "accuracy", Some([0.0, 1.0]), &|i| arms[i].accuracy);
     let log_prob = figure("log-prob", "Log-probability of the gold answer", "nats", None, &|i| arms[i].log_prob);
     let mut blocks: Vec<Block> =
         [accuracy.filled(), log_prob.filled()].into_iter().flatten().map(Block::Figure).collect();
@@ -360,7 +365,7 @@ pub fn examples(view: &View) -> Option<Section> {
     };
     let arms = view.examples.first()?.answers.iter().map(|answer| names::arm(&answer.arm));
     let table = Table {
-        caption: "Answers, with the log-probability of every label".to_owned(),
+        caption: "Answers, with the log-probability of every label or choice".to_owned(),
         header: ["query, token by token", "gold"].map(str::to_owned).into_iter().chain(arms).collect(),
         rows: view.examples.iter().map(row).collect(),
         text: true,

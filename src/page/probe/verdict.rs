@@ -5,7 +5,7 @@
 
 use super::view::{Layer, Outcome, PatchLayer, View};
 use crate::page::model::{Answer, Tone};
-use crate::page::words::{count, list, mean_sd, number};
+use crate::page::words::{capitalized, count, list, mean_sd, number};
 use crate::probe::statistics::MeanSd;
 
 /// The least 1 − cosine that is a move.
@@ -137,7 +137,7 @@ pub fn answers(view: &View, factors: Answer) -> Vec<Answer> {
     if let Some(last) = view.result.layers.last() {
         answers.extend([move_answer(&view.result, last), direction_answer(&view.result, last)]);
     }
-    answers.extend([cause_answer(&view.result), scores_answer(&view.result), factors, evidence()]);
+    answers.extend([cause_answer(&view.result), scores_answer(view), factors, evidence()]);
     answers
 }
 
@@ -331,7 +331,8 @@ fn shown(result: &Outcome, tone: Tone, of: usize) -> Option<(&PatchLayer, f64)> 
     first.and_then(|layer| Some((layer, share(layer)?))).or_else(|| best(result, "icl", of))
 }
 
-fn scores_answer(result: &Outcome) -> Answer {
+fn scores_answer(view: &View) -> Answer {
+    let result = &view.result;
     let question = "Do the answers agree?";
     let score = |arm: &str| result.arm(arm).map(|scores| scores.accuracy).filter(|accuracy| accuracy.mean.is_some());
     let (Some(anchor), Some(icl), Some(it)) = (score("anchor"), score("icl"), score("it")) else {
@@ -339,7 +340,8 @@ fn scores_answer(result: &Outcome) -> Answer {
         return answer(question, "No accuracy", Tone::Open, text.to_owned());
     };
     let mut text = format!(
-        "Accuracy: {} of the query alone, {} of ICL, {} of IT.",
+        "{}: {} of the query alone, {} of ICL, {} of IT.",
+        capitalized(view.length_normalization.accuracy()),
         mean_sd(anchor, 3),
         mean_sd(icl, 3),
         mean_sd(it, 3)

@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use crate::probe::statistics::MeanSd;
+use crate::task::LengthNormalization;
 
 /// What the page of a probe needs of its report.
 pub struct View {
@@ -19,10 +20,14 @@ pub struct View {
     pub dtype: String,
     /// What was asked for.
     pub settings: Map<String, Value>,
+    /// By what log-probabilities are divided before answers are compared.
+    pub length_normalization: LengthNormalization,
     /// Number of queries that every seed asks.
     pub queries: usize,
     /// The labels of the task; empty for free text.
     pub labels: Vec<String>,
+    /// The accuracy of a guess among each query's answers; none for free text.
+    pub guess: Option<f64>,
     /// The results; those of the first condition where there are several.
     pub result: Outcome,
     /// Every condition, where factors were varied.
@@ -171,7 +176,7 @@ pub struct Example {
 pub struct ArmAnswer {
     /// The arm's name in the report.
     pub arm: String,
-    /// The answer of the greatest probability.
+    /// The answer that it chooses.
     pub predicted: String,
     /// The log-probability of every answer.
     pub log_probs: Vec<(String, f64)>,

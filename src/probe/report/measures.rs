@@ -86,7 +86,7 @@ pub struct ExampleReport {
     pub query: usize,
     /// The text of each of its tokens; empty where there is no tokenizer.
     pub tokens: Vec<String>,
-    /// The gold answer, as text where the task has labels.
+    /// The gold answer, as text where the task has labels or choices.
     pub gold: String,
     /// By arm.
     pub answers: Vec<ExampleAnswer>,
@@ -99,9 +99,9 @@ pub struct ExampleAnswer {
     /// The arm.
     #[serde(with = "arm_name")]
     pub arm: Arm,
-    /// The likeliest answer.
+    /// The arm's answer: the likeliest, by length where lengths count.
     pub predicted: String,
-    /// The log-probability of each answer, in the order of the labels.
+    /// The log-probability of each answer, in the order of the labels or choices: sums, whatever the lengths.
     pub log_probs: Vec<f64>,
 }
 

@@ -13,6 +13,8 @@ mod overlap;
 use serde::{Deserialize, Serialize};
 
 use super::example::Example;
+use super::lengths::by_length;
+use crate::measures::outputs::answer;
 
 pub use bootstrap::{Interval, interval};
 pub(super) use exact::{is_parse, sql_names};
@@ -143,7 +145,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 /// How well one arm answers, over its queries.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scores {
-    /// Share of the queries whose gold label has the highest log-probability of all labels; `None` for free text.
+    /// Share of the queries whose gold label or choice is the model's answer; `None` for free text.
     pub accuracy: Option<f64>,
     /// Mean log-probability (natural) of the gold answer.
     pub log_prob: f64,
@@ -151,27 +153,18 @@ pub struct Scores {
 
 /// Scores queries from the log-probabilities of their candidate answers.
 ///
-/// `log_probs[i][c]` is the log-probability of candidate `c` of query `i`: the sum over all tokens of its string, not
-/// divided by their number. `gold[i]` is the gold one. With equal log-probabilities the earlier candidate is the
-/// model's answer. With `labelled = false` the only candidate is the gold one, and there is no accuracy.
+/// `log_probs[i][c]` is the log-probability of candidate `c` of query `i`: the sum over all tokens of its string. The model's
+/// answer is the candidate with the greatest of them, each divided by its length in `lengths`
+/// ([`LengthNormalization::lengths`](super::LengthNormalization::lengths)), of equals the first. `gold[i]` is the gold one. With
+/// `labelled = false` the only candidate is the gold one, and there is no accuracy.
 ///
 /// # Panics
-/// If there are no queries, or not one of `gold` for each.
-pub fn score(log_probs: &[Vec<f64>], gold: &[usize], labelled: bool) -> Scores {
-    assert!(!log_probs.is_empty() && log_probs.len() == gold.len(), "score: {} of {}", log_probs.len(), gold.len());
+/// If there are no queries, or not one of `lengths` and `gold` for each.
+pub fn score(log_probs: &[Vec<f64>], lengths: &[Vec<f64>], gold: &[usize], labelled: bool) -> Scores {
+    let queries = [log_probs.len(), lengths.len(), gold.len()];
+    assert!(queries[0] > 0 && queries == [queries[0]; 3], "score: log-probabilities, lengths, gold: {queries:?}");
     let n = log_probs.len() as f64;
     let log_prob = log_probs.iter().zip(gold).map(|(l, &g)| l[g]).sum::<f64>() / n;
-    let hits = log_probs.iter().zip(gold).filter(|(l, g)| best(l) == **g).count();
+    let hits = by_length(log_probs, lengths).iter().zip(gold).filter(|(l, g)| answer(l) == **g).count();
     Scores { accuracy: labelled.then(|| hits as f64 / n), log_prob }
-}
-
-/// The first of the largest.
-fn best(values: &[f64]) -> usize {
-    let mut best = 0;
-    for (i, v) in values.iter().enumerate() {
-        if *v > values[best] {
-            best = i;
-        }
-    }
-    best
 }

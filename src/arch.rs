@@ -4,6 +4,12 @@
 //! dimensions of every other file: V vocabulary, C residual width, E embedding width, L layers, H query heads, K
 //! key-value heads, D head width, F feed-forward width.
 
+mod family;
+mod projection;
+
+pub use family::Family;
+pub use projection::Projection;
+
 use crate::{Error, Result};
 
 /// The float format of a model's weights, or of what its matrix products read and write.
@@ -63,93 +69,6 @@ impl Dtype {
 impl std::fmt::Display for Dtype {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-/// The family, which decides defaults and biases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// LLaMA 1, 2, 3 and everything published under `"model_type": "llama"`.
-    Llama,
-    /// Mistral 7B and its kin: no biases, sliding window by default.
-    Mistral,
-    /// Qwen 2 and 2.5: biases on q, k and v.
-    Qwen2,
-    /// GPT-2: learned positions, layer norm, fused q, k, v, matrices stored transposed.
-    Gpt2,
-    /// OPT: learned positions, layer norm before or after each sublayer of a block.
-    Opt,
-    /// BLOOM: ALiBi, layer norm also of the embeddings, q, k and v fused head by head.
-    Bloom,
-    /// Qwen 3, the dense ones: norms of queries and keys, head by head.
-    Qwen3,
-    /// Gemma 2: norms around each sublayer, soft caps, a window in every second layer.
-    Gemma2,
-    /// Gemma 3, its text model: norms around each sublayer and of queries and keys, two rotations.
-    Gemma3,
-    /// Gemma 3's text part, in a checkpoint of texts and images, where modules have other names.
-    Gemma3Images,
-    /// OLMo 2: norms of the sublayers' outputs, and of all queries and all keys of a row.
-    Olmo2,
-    /// OLMo 3: as OLMo 2, with windows and two rotations.
-    Olmo3,
-    /// GPT-NeoX and Pythia: attention and MLP side by side, a part of each head rotated, q, k and v fused head by head.
-    GptNeox,
-    /// Phi 3, 3.5 and 4 (mini): q, k and v one below another in one matrix, gate and up in another, longrope.
-    Phi3,
-}
-
-impl Family {
-    /// Every one.
-    pub const ALL: [Self; 14] = [
-        Self::Llama,
-        Self::Mistral,
-        Self::Qwen2,
-        Self::Gpt2,
-        Self::Opt,
-        Self::Bloom,
-        Self::Qwen3,
-        Self::Gemma2,
-        Self::Gemma3,
-        Self::Gemma3Images,
-        Self::Olmo2,
-        Self::Olmo3,
-        Self::GptNeox,
-        Self::Phi3,
-    ];
-
-    /// The `model_type` of the file.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Qwen2 => "qwen2",
-            Self::Gpt2 => "gpt2",
-            Self::Opt => "opt",
-            Self::Bloom => "bloom",
-            Self::Qwen3 => "qwen3",
-            Self::Gemma2 => "gemma2",
-            Self::Gemma3 => "gemma3_text",
-            Self::Gemma3Images => "gemma3",
-            Self::Olmo2 => "olmo2",
-            Self::Olmo3 => "olmo3",
-            Self::GptNeox => "gpt_neox",
-            Self::Phi3 => "phi3",
-        }
-    }
-
-    /// Whether modules and tensors bear LLaMA's names, up to norms and fused modules.
-    pub const fn named_as_llama(self) -> bool {
-        !matches!(self, Self::Gpt2 | Self::Opt | Self::Bloom | Self::GptNeox)
-    }
-
-    /// The modules of a checkpoint that are several projections in one matrix.
-    pub const fn fused(self) -> &'static [Projection] {
-        match self {
-            Self::Gpt2 | Self::Bloom | Self::GptNeox => &[Projection::Qkv],
-            Self::Phi3 => &[Projection::Qkv, Projection::GateUp],
-            _ => &[],
-        }
     }
 }
 
@@ -407,78 +326,6 @@ pub struct ModelConfig {
     pub dropout: f64,
     /// Type of the weights as the file says; `None` where it does not.
     pub dtype: Option<Dtype>,
-}
-
-/// A projection of a block that an adapter can change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Projection {
-    /// Queries.
-    Q,
-    /// Keys.
-    K,
-    /// Values.
-    V,
-    /// Output of the attention.
-    O,
-    /// Gate of the MLP.
-    Gate,
-    /// Up-projection of the MLP.
-    Up,
-    /// Down-projection of the MLP.
-    Down,
-    /// Queries, keys and values as one module of the checkpoint: one A for the three, and their Bs one below another.
-    Qkv,
-    /// Gate and up-projection as one module of the checkpoint, in the same way.
-    GateUp,
-}
-
-impl Projection {
-    /// The single projections, in the order of a block.
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
-
-    /// The projections that a module consists of.
-    pub const fn parts(self) -> &'static [Self] {
-        match self {
-            Self::Q => &[Self::Q],
-            Self::K => &[Self::K],
-            Self::V => &[Self::V],
-            Self::O => &[Self::O],
-            Self::Gate => &[Self::Gate],
-            Self::Up => &[Self::Up],
-            Self::Down => &[Self::Down],
-            Self::Qkv => &[Self::Q, Self::K, Self::V],
-            Self::GateUp => &[Self::Gate, Self::Up],
-        }
-    }
-
-    /// The name of the projection in the names of hooks, the same for every family: that of LLaMA's checkpoints.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Q => "q_proj",
-            Self::K => "k_proj",
-            Self::V => "v_proj",
-            Self::O => "o_proj",
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-            Self::Qkv => "qkv_proj",
-            Self::GateUp => "gate_up_proj",
-        }
-    }
-
-    /// Widths of the input and the output in a block of the given widths: residual stream C, queries H D, keys K D and
-    /// feed-forward layer F.
-    pub const fn widths(self, [c, q, kv, f]: [usize; 4]) -> (usize, usize) {
-        match self {
-            Self::Q => (c, q),
-            Self::K | Self::V => (c, kv),
-            Self::O => (q, c),
-            Self::Gate | Self::Up => (c, f),
-            Self::Down => (f, c),
-            Self::Qkv => (c, q + 2 * kv),
-            Self::GateUp => (c, 2 * f),
-        }
-    }
 }
 
 impl ModelConfig {

@@ -3,6 +3,7 @@
 //   cross_entropy_fwd  loss [rows] = log-sum-exp(logits [rows, vocab]) - logits at targets [rows]
 //   cross_entropy_bwd  the same loss; d_logits [rows, vocab] = row_weights [rows] * (softmax - onehot), rounded; where
 //                      inverse_cap is not 0, that of logits before they were capped: times 1 - (logits * inverse_cap)^2
+//   logits_bias        logits [rows, vocab] += bias [vocab]
 //   logits_softcap     logits [len] = cap * tanh(logits / cap)
 //
 // Launch: one block of 256 a row, static shared memory; logits_softcap ceil(len / 2048) blocks of 256. Any alignment.
@@ -46,6 +47,21 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_bwd(float* __res
             v[j] *= fmaf(-capped, capped, 1.0f);
         }
         store_split(d_logits + c, v, vocab - c, vectors);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) logits_bias(float* __restrict__ logits,
+                                                              const real* __restrict__ bias, int rows, int vocab) {
+    begin_kernel();
+    logits += (i64)blockIdx.x * vocab;
+    bool vectors = in_vectors(vocab, logits, bias);
+    float v[8], b[8];
+    for (int c = first_column(); c < vocab; c += blockDim.x * 8) {
+        load_split(v, logits + c, vocab - c, vectors);
+        load_split(b, bias + c, vocab - c, vectors);
+#pragma unroll
+        for (int j = 0; j < 8; j++) v[j] += b[j];
+        store_split(logits + c, v, vocab - c, vectors);
     }
 }
 

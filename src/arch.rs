@@ -81,6 +81,17 @@ pub struct Rope {
     pub kind: RopeKind,
     /// Leading elements of each head that are rotated; the others pass through.
     pub dim: usize,
+    /// Which of them are rotated together.
+    pub pairs: RopePairs,
+}
+
+/// Which two of the R leading elements of a head are rotated together, by the angle `i < R/2`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RopePairs {
+    /// `i` and `i + R/2`, as in the LLaMA checkpoints.
+    Halves,
+    /// `2 i` and `2 i + 1`, as in the paper and in GPT-J.
+    Neighbours,
 }
 
 /// How the frequencies `theta^(-2k/D)` are scaled for longer contexts.
@@ -285,6 +296,8 @@ pub struct ModelConfig {
     pub qk_norm: Option<QkNorm>,
     /// Whether attention and MLP of a block read the same residual stream, and their outputs are added together.
     pub parallel: bool,
+    /// Whether those of a parallel block read one norm's output, that of the attention.
+    pub one_norm: bool,
     /// What rows of the embedding table are multiplied by, rounded to the compute dtype; a soft prompt's are not.
     pub embed_scale: f64,
     /// Whether embeddings are normed.
@@ -301,6 +314,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Whether there is a head; a checkpoint of the body alone has none, and gives states but no logits.
     pub lm_head: bool,
+    /// Whether the head has a bias.
+    pub head_bias: bool,
     /// Whether the head is the embedding table.
     pub tie_word_embeddings: bool,
     /// Whether a token sees no later one; if not, attention is bidirectional.
@@ -316,6 +331,8 @@ pub struct ModelConfig {
     pub logit_softcap: Option<f64>,
     /// How a row knows its position.
     pub positions: Positions,
+    /// The layers that rotate nothing although others do (NoPE).
+    pub no_rope_layers: Vec<usize>,
     /// Token that begins a sequence.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a sequence.
@@ -345,7 +362,12 @@ impl ModelConfig {
         }
     }
 
-    /// The rotations of the layers `[L]`; none where nothing is rotated.
+    /// The rotation of a layer; none where nothing is rotated.
+    pub fn rope(&self, layer: usize) -> Option<&Rope> {
+        self.ropes().get(layer).filter(|_| !self.no_rope_layers.contains(&layer))
+    }
+
+    /// The rotations of the layers `[L]`, of those too that do not rotate; none where no layer does.
     pub fn ropes(&self) -> &[Rope] {
         match &self.positions {
             Positions::Rope(ropes) => ropes,

@@ -26,7 +26,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
                 group.bench(&format!("fwd{kind}"), &id, |bench| {
                     time(bench, b, |b| {
                         let loss = &mut loss;
-                        b.cross_entropy_fwd(CrossEntropyFwd { loss, x, head, targets, dims, softcap });
+                        b.cross_entropy_fwd(CrossEntropyFwd { loss, x, head, bias: None, targets, dims, softcap });
                     });
                 });
                 group.throughput(Throughput::Elements(2 * flops));
@@ -38,6 +38,7 @@ pub fn bench<B: Backend>(c: &mut Criterion, b: &mut B) {
                             d_head: None,
                             x,
                             head,
+                            bias: None,
                             targets,
                             row_weights,
                             dims,

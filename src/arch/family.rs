@@ -33,11 +33,17 @@ pub enum Family {
     GptNeox,
     /// Phi 3, 3.5 and 4 (mini): q, k and v one below another in one matrix, gate and up in another, longrope.
     Phi3,
+    /// Phi 1, 1.5 and 2: attention and MLP side by side behind one norm, a part of each head rotated, biases everywhere.
+    Phi,
+    /// GPT-J: attention and MLP side by side behind one norm, the first elements of each head rotated in neighbouring pairs.
+    GptJ,
+    /// SmolLM3: LLaMA's make, of whose layers some rotate nothing.
+    SmolLm3,
 }
 
 impl Family {
     /// Every one.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Llama,
         Self::Mistral,
         Self::Qwen2,
@@ -52,6 +58,9 @@ impl Family {
         Self::Olmo3,
         Self::GptNeox,
         Self::Phi3,
+        Self::Phi,
+        Self::GptJ,
+        Self::SmolLm3,
     ];
 
     /// The `model_type` of the file.
@@ -71,12 +80,20 @@ impl Family {
             Self::Olmo3 => "olmo3",
             Self::GptNeox => "gpt_neox",
             Self::Phi3 => "phi3",
+            Self::Phi => "phi",
+            Self::GptJ => "gptj",
+            Self::SmolLm3 => "smollm3",
         }
     }
 
     /// Whether modules and tensors bear LLaMA's names, up to norms and fused modules.
     pub const fn named_as_llama(self) -> bool {
-        !matches!(self, Self::Gpt2 | Self::Opt | Self::Bloom | Self::GptNeox)
+        !matches!(self, Self::Gpt2 | Self::Opt | Self::Bloom | Self::GptNeox | Self::Phi | Self::GptJ)
+    }
+
+    /// Whether `config.json` names the number of heads of keys and values (`num_key_value_heads`).
+    pub const fn has_kv_heads(self) -> bool {
+        self.named_as_llama() || matches!(self, Self::Phi)
     }
 
     /// The modules of a checkpoint that are several projections in one matrix.

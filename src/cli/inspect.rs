@@ -12,7 +12,7 @@ use super::predicted::PredictedStep;
 use super::resolve::{self, ModelFiles};
 use super::{Failure, output};
 use crate::Error;
-use crate::arch::{ModelConfig, Norm, NormPlacement, Positions, QkNorm, RmsWeight};
+use crate::arch::{ModelConfig, Norm, NormPlacement, Positions, QkNorm, RmsWeight, RopePairs};
 use crate::backend::Backend;
 use crate::model::{Layout, LoraShape};
 
@@ -167,6 +167,7 @@ fn variants(config: &ModelConfig) -> Value {
     };
     let mut found = json!({
         "norm": norm, "norm_placement": placement, "qk_norm": qk_norm, "parallel": config.parallel,
+        "one_norm": config.one_norm, "head_bias": config.head_bias,
         "score_softcap": config.score_softcap, "logit_softcap": config.logit_softcap, "embedding_scale": config.embed_scale,
         "score_scale": match config.score_scales.iter().all(|scale| *scale == config.score_scales[0]) {
             true => json!(config.score_scales[0]),
@@ -181,6 +182,11 @@ fn variants(config: &ModelConfig) -> Value {
     let ropes = config.ropes();
     if let Some(first) = ropes.first() {
         found["rope_width"] = json!(first.dim);
+        found["layers_without_rope"] = json!(config.no_rope_layers);
+        found["rope_pairs"] = json!(match first.pairs {
+            RopePairs::Halves => "halves",
+            RopePairs::Neighbours => "neighbours",
+        });
         if let Some(other) = ropes.iter().find(|rope| *rope != first) {
             // Of the layers whose rotation is not the first.
             let layers: Vec<usize> = (0..ropes.len()).filter(|&layer| ropes[layer] != *first).collect();

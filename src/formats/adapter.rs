@@ -60,7 +60,7 @@ impl Family {
     pub const fn modules(self) -> &'static [Projection] {
         match self {
             Self::Phi3 => &[Projection::Qkv, Projection::O, Projection::GateUp, Projection::Down],
-            Self::Opt => {
+            Self::Opt | Self::Phi | Self::GptJ => {
                 &[Projection::Q, Projection::K, Projection::V, Projection::O, Projection::Up, Projection::Down]
             }
             Self::Gpt2 | Self::Bloom | Self::GptNeox => {
@@ -72,7 +72,7 @@ impl Family {
 
     /// Whether PEFT 0.21 knows which modules to adapt where nobody says which; for other families it stops.
     pub const fn has_peft_defaults(self) -> bool {
-        !matches!(self, Self::Gemma3Images | Self::Olmo2 | Self::Olmo3 | Self::Phi3)
+        !matches!(self, Self::Gemma3Images | Self::Olmo2 | Self::Olmo3 | Self::Phi3 | Self::SmolLm3)
     }
 
     /// The modules that are adapted where nobody says which: those of PEFT, or where it has none
@@ -80,6 +80,7 @@ impl Family {
     pub const fn default_modules(self) -> &'static [Projection] {
         match self {
             Self::Gpt2 | Self::Bloom | Self::GptNeox | Self::Phi3 => &[Projection::Qkv],
+            Self::Phi => &[Projection::Q, Projection::V, Projection::Up, Projection::Down],
             _ => &[Projection::Q, Projection::V],
         }
     }
@@ -92,7 +93,7 @@ impl Family {
             Self::Gpt2 | Self::Bloom | Self::GptNeox => Some([&[Projection::Qkv, Projection::Down], DOWN]),
             Self::Opt => Some([&[Projection::Q, Projection::K, Projection::Down], DOWN]),
             Self::Llama | Self::Mistral => Some([&[Projection::K, Projection::V, Projection::Down], DOWN]),
-            Self::Qwen2 | Self::Qwen3 | Self::Gemma2 | Self::Gemma3 => {
+            Self::Qwen2 | Self::Qwen3 | Self::Gemma2 | Self::Gemma3 | Self::Phi | Self::GptJ => {
                 Some([&[Projection::Q, Projection::V, Projection::Down], DOWN])
             }
             _ => None,
@@ -119,6 +120,19 @@ impl Family {
             Self::Opt => {
                 ["", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "", "fc1", "fc2"]
             }
+            Self::GptJ => {
+                ["", "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "", "mlp.fc_in", "mlp.fc_out"]
+            }
+            Self::Phi => [
+                "",
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+                "self_attn.dense",
+                "",
+                "mlp.fc1",
+                "mlp.fc2",
+            ],
             Self::Bloom => {
                 let fused = "self_attention.query_key_value";
                 let o = "self_attention.dense";
@@ -156,15 +170,10 @@ impl Family {
         format!("{}.{layer}.{}", self.layers_path(), self.module(target))
     }
 
-    /// Whether `config.json` names the number of heads of keys and values (`num_key_value_heads`).
-    pub(super) const fn has_kv_heads(self) -> bool {
-        self.named_as_llama()
-    }
-
     /// The path of the module that holds the layers.
     const fn layers_path(self) -> &'static str {
         match self {
-            Self::Gpt2 | Self::Bloom => "transformer.h",
+            Self::Gpt2 | Self::Bloom | Self::GptJ => "transformer.h",
             Self::Opt => "model.decoder.layers",
             Self::GptNeox => "gpt_neox.layers",
             Self::Gemma3Images => "model.language_model.layers",

@@ -32,12 +32,14 @@ impl Family {
         match self {
             Self::Llama | Self::Mistral | Self::Bloom => (Some(1), Some(2)),
             Self::Qwen2 | Self::Qwen3 => (None, None),
-            Self::Gpt2 => (Some(50256), Some(50256)),
+            Self::Gpt2 | Self::GptJ => (Some(50256), Some(50256)),
             Self::Opt => (Some(2), Some(2)),
             Self::Gemma2 | Self::Gemma3 | Self::Gemma3Images => (Some(2), Some(1)),
             Self::Olmo2 | Self::Olmo3 => (None, Some(50279)),
             Self::GptNeox => (Some(0), Some(2)),
             Self::Phi3 => (Some(1), Some(32000)),
+            Self::Phi => (Some(1), Some(2)),
+            Self::SmolLm3 => (Some(128_000), Some(128_001)),
         }
     }
 }
@@ -81,7 +83,11 @@ impl ModelConfig {
             Family::Opt => families::opt(&f),
             Family::Bloom => families::bloom(&f),
             Family::GptNeox => families::gpt_neox(&f),
-            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Phi3 => llama(&f, family),
+            Family::Phi => families::phi(&f),
+            Family::GptJ => families::gptj(&f),
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Phi3 | Family::SmolLm3 => {
+                llama(&f, family)
+            }
         }
     }
 
@@ -136,7 +142,8 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
     let (qkv_bias, o_bias, mlp_bias) = biases(f, family)?;
     let vocab_size = width("vocab_size")?;
     let (begin, end) = family.special_tokens();
-    let windows = windows(f, family, num_hidden_layers)?;
+    let no_rope_layers = no_rope_layers(f, family, num_hidden_layers)?;
+    let windows = windows(f, family, num_hidden_layers, &no_rope_layers)?;
     let ropes = ropes(f, family, &windows, head_dim, max_position_embeddings)?;
     Ok(ModelConfig {
         family,
@@ -154,6 +161,7 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
         norm_placement: NormPlacement::Pre,
         qk_norm: (family == Family::Qwen3).then_some(QkNorm::Head),
         parallel: false,
+        one_norm: false,
         embed_scale: 1.0,
         embed_norm: false,
         final_norm: true,
@@ -166,15 +174,17 @@ fn llama(f: &Fields, family: Family) -> Result<ModelConfig> {
         o_bias,
         mlp_bias,
         lm_head: true,
+        head_bias: false,
         tie_word_embeddings: f
             .bool("tie_word_embeddings")?
-            .unwrap_or(matches!(family, Family::Gemma2 | Family::Gemma3)),
+            .unwrap_or(matches!(family, Family::Gemma2 | Family::Gemma3 | Family::SmolLm3)),
         is_causal: f.bool("is_causal")?.unwrap_or(true),
         windows,
         score_scales: vec![1.0 / (head_dim as f64).sqrt(); num_hidden_layers],
         score_softcap: None,
         logit_softcap: None,
         positions: Positions::Rope(ropes),
+        no_rope_layers,
         bos_token_id: token(f, "bos_token_id", begin, vocab_size)?,
         eos_token_id: end_tokens(f, end, vocab_size)?,
         pad_token_id: pad(f),
@@ -201,7 +211,7 @@ fn ropes(
 
 /// Warns of keys that only other families read.
 fn unread_by(f: &Fields, family: Family) -> Result<()> {
-    if family != Family::Llama {
+    if !matches!(family, Family::Llama | Family::SmolLm3) {
         if f.bool("mlp_bias")?.unwrap_or(false) {
             no_effect(f, "mlp_bias", family);
         }
@@ -262,7 +272,7 @@ fn kv_heads(f: &Fields, family: Family, heads: usize) -> Result<usize> {
         // An explicit null means "as many as query heads" but in Gemma, which has none; absence is the family's default.
         _ if f.has(key) && !gemma => heads,
         Family::Mistral => 8,
-        Family::Gemma2 | Family::Gemma3 => 4,
+        Family::Gemma2 | Family::Gemma3 | Family::SmolLm3 => 4,
         Family::Qwen2 | Family::Qwen3 => 32,
         _ => heads,
     };
@@ -279,7 +289,7 @@ fn kv_heads(f: &Fields, family: Family, heads: usize) -> Result<usize> {
 
 fn biases(f: &Fields, family: Family) -> Result<(bool, bool, bool)> {
     Ok(match family {
-        Family::Llama => {
+        Family::Llama | Family::SmolLm3 => {
             let attention = f.bool("attention_bias")?.unwrap_or(false);
             (attention, attention, f.bool("mlp_bias")?.unwrap_or(false))
         }
@@ -292,8 +302,24 @@ fn biases(f: &Fields, family: Family) -> Result<(bool, bool, bool)> {
     })
 }
 
+/// The layers that rotate nothing: those of a 0 in a list, or each last of so many.
+fn no_rope_layers(f: &Fields, family: Family, layers: usize) -> Result<Vec<usize>> {
+    let (key, interval) = ("no_rope_layers", "no_rope_layer_interval");
+    if family != Family::SmolLm3 {
+        return Ok(Vec::new());
+    }
+    let every = f.usize_in(interval, 1..=usize::MAX)?.unwrap_or(4);
+    let Some(list) = f.list(key)? else {
+        return Ok((0..layers).filter(|layer| (layer + 1).is_multiple_of(every)).collect());
+    };
+    let rotates: Option<Vec<u64>> = list.iter().map(|value| value.as_u64().filter(|&x| x < 2)).collect();
+    let rotates = rotates.filter(|rotates| rotates.len() == layers);
+    let rotates = f.require(key, rotates, &format!("num_hidden_layers = {layers} entries, each 0 or 1"))?;
+    Ok((0..layers).filter(|&layer| rotates[layer] == 0).collect())
+}
+
 /// The window of each layer.
-fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
+fn windows(f: &Fields, family: Family, layers: usize, unrotated: &[usize]) -> Result<Vec<Option<usize>>> {
     let key = "sliding_window";
     let given = f.usize_in(key, 1..=usize::MAX)?;
     let window = match family {
@@ -303,8 +329,8 @@ fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize
             }
             None
         }
-        Family::Qwen2 | Family::Qwen3 if !f.bool("use_sliding_window")?.unwrap_or(false) => None,
-        Family::Phi3 => given,
+        Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 if !f.bool("use_sliding_window")?.unwrap_or(false) => None,
+        Family::Phi3 | Family::SmolLm3 => given,
         _ if f.has(key) => given,
         _ => Some(4096),
     };
@@ -316,7 +342,11 @@ fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize
         Family::Olmo3 => (0, 4),
         _ => (0, 0),
     };
-    let by_rule = |i: usize| window.filter(|_| i >= first && (pattern == 0 || !(i + 1).is_multiple_of(pattern)));
+    let has = |i: usize| match family {
+        Family::SmolLm3 => unrotated.contains(&i),
+        _ => i >= first && (pattern == 0 || !(i + 1).is_multiple_of(pattern)),
+    };
+    let by_rule = |i: usize| window.filter(|_| has(i));
     let Some(types) = f.list("layer_types")? else {
         if window.is_none() && pattern > 0 && (0..layers).any(|i| !(i + 1).is_multiple_of(pattern)) {
             return Err(f.error(key, "a window for the layers of type sliding_attention"));
@@ -343,7 +373,8 @@ fn windows(f: &Fields, family: Family, layers: usize) -> Result<Vec<Option<usize
             _ => return Err(unsupported(f.path(), "layer_types", &show(value), "full_attention, sliding_attention")),
         };
         // The other families would silently follow sliding_window.
-        let reads = matches!(family, Family::Qwen2 | Family::Qwen3 | Family::Gemma2 | Family::Gemma3 | Family::Olmo3);
+        use Family::{Gemma2, Gemma3, Olmo3, Qwen2, Qwen3, SmolLm3};
+        let reads = matches!(family, Qwen2 | Qwen3 | Gemma2 | Gemma3 | Olmo3 | SmolLm3);
         if !reads && here != by_rule(i) {
             let expected = format!("agreement with sliding_window ({window:?})");
             return Err(Error::field(f.path(), format!("layer_types[{i}]"), expected, show(value)));

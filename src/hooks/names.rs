@@ -213,6 +213,7 @@ impl<'a> Naming<'a> {
     pub fn inputs(&self) -> Vec<(&'static str, Site)> {
         let (attn, mlp) =
             if !self.placement().before() { (Site::ResidPre, Site::ResidMid) } else { (Site::LN1_OUT, Site::LN2_OUT) };
+        let mlp = if self.config.one_norm { attn } else { mlp };
         let mut inputs: Vec<_> =
             ["attn.hook_in", "attn.q.hook_in", "attn.k.hook_in", "attn.v.hook_in"].map(|name| (name, attn)).to_vec();
         inputs.extend(["mlp.hook_in", "mlp.in.hook_in"].map(|name| (name, mlp)));
@@ -283,7 +284,13 @@ impl<'a> Naming<'a> {
         let site = there.into_iter().chain(missing).find(spelled);
         let input = || self.inputs().into_iter().find(|(name, _)| *name == local).map(|(_, site)| (site, true));
         // The tensor's own name may be that of an input.
-        input().or_else(|| site.map(|site| (site, false)))
+        match input().or_else(|| site.map(|site| (site, false)))? {
+            // The same tensor as the MLP reads it.
+            (Site::Norm(NormSite::Ln2, part), _) if self.config.one_norm => {
+                Some((Site::Norm(NormSite::Ln1, part), true))
+            }
+            found => Some(found),
+        }
     }
 
     /// A short form with its layer: `resid_post3`, `q3`, and TransformerLens's `scale3ln1` and `pre3m`.

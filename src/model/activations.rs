@@ -44,7 +44,7 @@ pub(super) struct LayerActivations<B: Backend> {
     pub resid_mid: B::Acc,
     pub mlp_stats: Stats<B>,
     /// Input of the MLP `[N, C]`: the norm of the middle residual stream (of a parallel block, of the one entering it), or the
-    /// stream itself where no norm stands before the sublayer.
+    /// stream itself where no norm stands before the sublayer; where one norm is both sublayers', its output rows.
     pub mlp_in: B::Compute,
     /// Before the activation, of an MLP with a gate.
     pub gate: Option<B::Compute>,

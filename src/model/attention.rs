@@ -9,7 +9,7 @@ use super::output_rows::OutputRows;
 use super::param_id::NormAt;
 use super::taps::PassTaps;
 use crate::Result;
-use crate::arch::{NormPlacement, Projection};
+use crate::arch::{NormPlacement, Projection, Rope};
 use crate::backend::ops::{
     AttentionBwd, AttentionFwd, AttentionPattern, AttentionResult, Cast, EmbedBwdPrompt, GatherCompute, KvAppend,
     ResidualFwd, RopeBwd, RopeFwd, Widen,
@@ -89,9 +89,11 @@ impl<B: Backend> Block<'_, B> {
             self.put_prefix(backend, 0, rot_k);
             return Ok(());
         };
-        let (cos_sin, rotary_dim) = (rotation.cos_sin(self.layer), config.ropes()[self.layer].dim);
-        for (x, heads) in [(&mut *rot_q, config.num_attention_heads), (&mut *rot_k, config.num_key_value_heads)] {
-            backend.rope_fwd(RopeFwd { x, pack, cos_sin, heads, head_dim, rotary_dim });
+        if let Some(&Rope { dim: rotary_dim, pairs, .. }) = config.rope(self.layer) {
+            let cos_sin = rotation.cos_sin(self.layer);
+            for (x, heads) in [(&mut *rot_q, config.num_attention_heads), (&mut *rot_k, config.num_key_value_heads)] {
+                backend.rope_fwd(RopeFwd { x, pack, cos_sin, heads, head_dim, rotary_dim, pairs });
+            }
         }
         self.put_prefix(backend, 0, rot_k);
         taps.edit(backend, Site::RotQ, TensorMut::Compute(rot_q), config.q_width())?;
@@ -328,20 +330,20 @@ impl<B: Backend> BlockBwd<'_, B> {
             self.site(backend, Site::RotK, false, TensorMut::Compute(&mut grads.d_k), keys);
         }
         self.take_prefix(backend, grads, request);
-        if let Some(rotation) = &self.acts.rotation {
+        if let (Some(rotation), Some(&Rope { dim: rotary_dim, pairs, .. })) = (&self.acts.rotation, config.rope(layer))
+        {
             let (cos_sin, head_dim) = (rotation.cos_sin(layer), config.head_dim);
-            let rotary_dim = config.ropes()[layer].dim;
             let heads = config.num_attention_heads;
-            backend.rope_bwd(RopeBwd { d_x: &mut grads.d_q, pack, cos_sin, heads, head_dim, rotary_dim });
+            backend.rope_bwd(RopeBwd { d_x: &mut grads.d_q, pack, cos_sin, heads, head_dim, rotary_dim, pairs });
             let heads = config.num_key_value_heads;
-            backend.rope_bwd(RopeBwd { d_x: &mut grads.d_k, pack, cos_sin, heads, head_dim, rotary_dim });
+            backend.rope_bwd(RopeBwd { d_x: &mut grads.d_k, pack, cos_sin, heads, head_dim, rotary_dim, pairs });
         }
         self.qk_norm(backend, grads, request);
         self.site(backend, Site::Q, false, TensorMut::Compute(&mut grads.d_q), queries);
         self.site(backend, Site::K, false, TensorMut::Compute(&mut grads.d_k), keys);
         // Without a norm before it, a sublayer's input is the residual stream itself.
         let before = config.norm_placement.before();
-        let (d_in, first) = if before { (&mut grads.d_norm, false) } else { (&mut grads.d_resid, true) };
+        let (d_in, first) = if before { (&mut grads.d_norm, config.one_norm) } else { (&mut grads.d_resid, true) };
         for (target, d_y, accumulate) in [
             (Projection::Q, &mut grads.d_q, first),
             (Projection::K, &mut grads.d_k, true),

@@ -107,12 +107,24 @@ impl<B: Backend> BlockBwd<'_, B> {
             backend.zero(Zero { x: &mut grads.d_z });
             backend.scatter_add(ScatterAdd { d_x: &mut grads.d_z, d_out: &grads.d_act, rows, width });
             let width = config.hidden_size;
+            if config.one_norm {
+                backend.zero(Zero { x: &mut grads.d_act });
+                backend.scatter_add(ScatterAdd { d_x: &mut grads.d_act, d_out: &grads.d_norm, rows, width });
+            }
             backend.zero(Zero { x: &mut grads.d_norm });
             backend.scatter_add(ScatterAdd { d_x: &mut grads.d_norm, d_out: &grads.d_resid, rows, width });
             std::mem::swap(&mut grads.d_resid, &mut grads.d_norm);
             exchanged = !exchanged;
         }
+        // What the MLP has given to the norm that is both's, of all rows.
+        let waits = config.one_norm && output.is_some();
+        if waits {
+            std::mem::swap(&mut grads.d_norm, &mut grads.d_act);
+        }
         self.attention(backend, grads, request, below);
+        if waits {
+            std::mem::swap(&mut grads.d_norm, &mut grads.d_act);
+        }
         exchanged
     }
 }

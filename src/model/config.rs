@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::param_id::ParamId;
-use crate::arch::{Mlp, ModelConfig, NormPlacement, Positions, Projection, QkNorm};
+use crate::arch::{Family, Mlp, ModelConfig, NormPlacement, Positions, Projection, QkNorm};
 use crate::backend::Buffers;
 use crate::backend::ops::AttentionDims;
 use crate::hooks::{NormPart, NormSite, Site};
@@ -18,6 +18,7 @@ impl ModelConfig {
             Site::RotQ | Site::RotK => !self.ropes().is_empty(),
             Site::ResidMid => !self.parallel,
             Site::MlpPreLinear => matches!(self.mlp, Mlp::Gated(_)),
+            Site::Norm(NormSite::Ln2, _) if self.one_norm => false,
             Site::Norm(NormSite::Ln1 | NormSite::Ln2, _) => self.norm_placement != NormPlacement::Output,
             Site::AttnRaw | Site::MlpRaw => self.norm_placement.of_output(),
             // The output of such a norm is the sublayer's, `AttnOut` or `MlpOut`.
@@ -31,9 +32,25 @@ impl ModelConfig {
         }
     }
 
-    /// The number of positions of a model that learned them, and has no others.
+    /// The number of positions of a model that learned them, and has no others; nor has GPT-J, whose rotation is a table in
+    /// transformers 5.24.
     pub fn learned_positions(&self) -> Option<usize> {
-        matches!(self.positions, Positions::Learned { .. }).then_some(self.max_position_embeddings)
+        let bounded = matches!(self.positions, Positions::Learned { .. }) || self.family == Family::GptJ;
+        bounded.then_some(self.max_position_embeddings)
+    }
+
+    /// Refuses a pack with a sequence beyond the last position of a model that has no others.
+    ///
+    /// # Errors
+    /// `a sequence`: its length.
+    pub(super) fn check_positions(&self, pack: &Pack) -> Result<()> {
+        match self.learned_positions() {
+            Some(learned) if pack.longest() > learned => {
+                let expected = format!("at most {learned} positions, which is all that the model learned");
+                Err(Error::argument("a sequence", expected, pack.longest()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Elements of a row that a norm reads.

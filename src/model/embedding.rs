@@ -7,6 +7,7 @@ use super::input::{EmbedNoise, Input};
 use super::norm::{self, NormBwd};
 use super::param_id::{NormAt, ParamId};
 use super::taps::PassTaps;
+use crate::Result;
 use crate::arch::Positions;
 use crate::backend::ops::{
     Cast, EditBwd, EditMap, EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, LinearBwdInput, LinearBwdWeight, LinearDims,
@@ -15,7 +16,6 @@ use crate::backend::ops::{
 use crate::backend::{AccElement, Backend, Tensor, TensorMut};
 use crate::hooks::{Site, Taps};
 use crate::pack::{Label, PackBuilder, Parent, Token};
-use crate::{Error, Result};
 
 impl<B: Backend> Model<B> {
     /// The residual stream that enters the first block: embeddings, projected, normed, with their positions.
@@ -81,12 +81,7 @@ impl<B: Backend> Model<B> {
         let (&Positions::Learned { first }, Some(table)) = (&self.config.positions, &self.weights.positions) else {
             return Ok(());
         };
-        let (pack, width, longest) = (input.device, self.config.hidden_size, input.pack.longest());
-        let learned = self.config.max_position_embeddings;
-        if longest > learned {
-            let expected = format!("at most {learned} positions, which is all that the model learned");
-            return Err(Error::argument("a sequence", expected, longest));
-        }
+        let (pack, width) = (input.device, self.config.hidden_size);
         if taps.wants(Site::PosEmbed) {
             let mut alone = backend.acc(input.pack.len() * width)?;
             backend.position_fwd(PositionFwd { x: &mut alone, pack, table, first, width });

@@ -37,6 +37,7 @@ impl<B: Backend> Model<B> {
         assert!(owned == self.weights.owned, "forward: the model's weights are not those of the adapters");
         let start = input.start.as_ref().map_or(0, |start| start.layer);
         self.config.check_attention(input.pack)?;
+        self.config.check_positions(input.pack)?;
         self.config.check_one_length(input.pack)?;
         acts.cover(backend, &self.config, input.pack)?;
         cache.iter().for_each(|cache| cache.check_room(input.pack, start));
@@ -127,6 +128,9 @@ impl<B: Backend> Model<B> {
             backend.gather_compute(GatherCompute { out: &mut saved.act, x: &saved.z, rows, width });
             let width = config.hidden_size;
             backend.gather_acc(GatherAcc { out: &mut *resid_post, x: resid_pre, rows, width });
+            if config.one_norm {
+                backend.gather_compute(GatherCompute { out: &mut saved.mlp_in, x: &saved.attn_in, rows, width });
+            }
             stream = &*resid_post;
         }
         let block = Block { input: narrowed.as_ref().unwrap_or(input), ..block };

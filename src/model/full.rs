@@ -101,7 +101,7 @@ impl<B: Backend> FullTuning<B> {
         for &(id, offset) in layout.params() {
             let mut value = |id| match id {
                 ParamId::Norm(_) => 1.0,
-                ParamId::NormBias(_) | ParamId::Bias(..) => 0.0,
+                ParamId::NormBias(_) | ParamId::Bias(..) | ParamId::HeadBias => 0.0,
                 _ => std * rng.normal(),
             };
             let values: Vec<_> = (0..id.len(&config)).map(|_| B::Element::from_f64(value(id))).collect();

@@ -9,6 +9,7 @@ use super::table_buffers::TableGradients;
 use crate::Result;
 use crate::arch::{Mlp, ModelConfig, Projection};
 use crate::backend::Backend;
+use crate::backend::ops::HeadGradient;
 
 /// Scratch of a backward, for packs of up to `rows` rows of which up to `labels` bear a loss.
 pub struct Gradients<B: Backend> {
@@ -24,8 +25,8 @@ pub struct Gradients<B: Backend> {
     pub(super) d_norm: B::Acc,
     /// Of a sublayer's output, rounded for the products `[N, C]`.
     pub(super) d_out: B::Compute,
-    /// Of the MLP's activation `[N, F]`; then, where there are output rows, the stream `[M, C]` that a parallel MLP read, and
-    /// the gradient of the attention's output `[M, H D]`.
+    /// Of the MLP's activation `[N, F]`; then, where there are output rows, the stream `[M, C]` that a parallel MLP read, the
+    /// gradient of the attention's output `[M, H D]`, and the MLP's part of that of a norm that is both's `[N, C]`.
     pub(super) d_act: B::Acc,
     pub(super) d_gate: Option<B::Compute>,
     /// Of the activation's input `[N, F]`; after the MLP, `z` at the output rows `[M, H D]`.
@@ -167,5 +168,12 @@ impl<B: Backend> GradientRequest<'_, B> {
             return Some((&mut **d_params, offset));
         }
         self.d_weights.as_mut().map(|(d_weights, layout)| (&mut **d_weights, layout.offset(id)))
+    }
+
+    /// The same of the head and of its bias.
+    pub(super) fn head(&mut self, config: &ModelConfig) -> Option<HeadGradient<'_, B>> {
+        let bias = config.head_bias.then(|| self.weight(ParamId::HeadBias).map(|(_, offset)| offset));
+        let (d, weight) = self.weight(if config.tie_word_embeddings { ParamId::Embed } else { ParamId::Head })?;
+        Some(HeadGradient { d, weight, bias: bias.flatten() })
     }
 }

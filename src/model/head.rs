@@ -225,8 +225,8 @@ impl<B: Backend> Model<B> {
             x = out;
         }
         let dims = LinearDims { rows, input: config.embed_size, output: config.vocab_size };
-        let (head, softcap) = (self.weights.head(), config.logit_softcap);
-        backend.logits_fwd(LogitsFwd { logits, x, head, dims, softcap });
+        let (head, bias, softcap) = (self.weights.head(), self.weights.head_bias.as_ref(), config.logit_softcap);
+        backend.logits_fwd(LogitsFwd { logits, x, head, bias, dims, softcap });
     }
 
     /// The losses `[M]` of the label rows of the last forward, into `grads.losses`.
@@ -239,8 +239,8 @@ impl<B: Backend> Model<B> {
         let dims = self.label_rows(backend, acts, labels, grads);
         let x = grads.projected.as_ref().map_or(&grads.label_x, |p| &p.x);
         let (loss, head, targets) = (&mut grads.losses, self.weights.head(), &labels.targets);
-        let softcap = self.config.logit_softcap;
-        backend.cross_entropy_fwd(CrossEntropyFwd { loss, x, head, targets, dims, softcap });
+        let (bias, softcap) = (self.weights.head_bias.as_ref(), self.config.logit_softcap);
+        backend.cross_entropy_fwd(CrossEntropyFwd { loss, x, head, bias, targets, dims, softcap });
     }
 
     /// Gathers what the head reads at the label rows.
@@ -371,9 +371,10 @@ impl<B: Backend> Model<B> {
             backend.cross_entropy_bwd(CrossEntropyBwd {
                 loss: &mut grads.losses,
                 d_x,
-                d_head: request.weight(if self.config.tie_word_embeddings { ParamId::Embed } else { ParamId::Head }),
+                d_head: request.head(&self.config),
                 x,
                 head: self.weights.head(),
+                bias: self.weights.head_bias.as_ref(),
                 targets: &labels.targets,
                 row_weights: &labels.weights,
                 dims,

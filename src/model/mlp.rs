@@ -12,6 +12,12 @@ use crate::backend::{Backend, TensorMut};
 use crate::hooks::{NormSite, Site, Taps};
 
 impl<B: Backend> Block<'_, B> {
+    /// What the MLP reads, of what its layer saved: its own input, or the attention's where one norm is both's and all rows
+    /// go on.
+    fn mlp_input<'a>(&self, attn_in: &'a B::Compute, mlp_in: &'a B::Compute) -> &'a B::Compute {
+        if self.config.one_norm && self.outputs.is_none() { attn_in } else { mlp_in }
+    }
+
     /// `mlp_out [N, C] = down(f(gate(x)) * up(x))` or `down(f(up(x)))`, normed where outputs are; x the norm of the middle
     /// residual stream, or that stream itself where no norm stands before. In a parallel block it is that of `stream`, which
     /// the attention read.
@@ -24,12 +30,13 @@ impl<B: Backend> Block<'_, B> {
         taps: &mut PassTaps<'_, B, T>,
     ) -> Result<()> {
         let (config, width) = (self.config, self.config.intermediate_size);
-        if config.norm_placement.before() {
+        if config.norm_placement.before() && !config.one_norm {
             let x = if config.parallel { stream } else { &saved.resid_mid };
             self.norm(backend, Sublayer::Mlp, &mut saved.mlp_in, &mut saved.mlp_stats, x);
             self.tap_norm(backend, taps, NormSite::Ln2, x, &saved.mlp_stats, &mut saved.mlp_in)?;
         }
-        let LayerActivations { mlp_in, gate, up, act, adapters, output_norms, .. } = saved;
+        let LayerActivations { attn_in, mlp_in, gate, up, act, adapters, output_norms, .. } = saved;
+        let mlp_in = self.mlp_input(attn_in, mlp_in);
         if let Some(gate) = gate {
             self.project(backend, taps, Projection::Gate, gate, adapters, mlp_in)?;
         }
@@ -140,25 +147,32 @@ impl<B: Backend> BlockBwd<'_, B> {
             &mut grads.d_up
         };
         self.site(backend, Site::MlpPre, outputs, TensorMut::Compute(pre), inner_width);
+        let mlp_in = self.block.mlp_input(&saved.attn_in, &saved.mlp_in);
         // Without a norm before it, a sublayer's input is the residual stream itself.
         let before = config.norm_placement.before();
         let (d_in, mut accumulate) = if before { (&mut grads.d_norm, false) } else { (&mut grads.d_resid, true) };
         if let Some(d_gate) = &mut grads.d_gate {
             let d_x = through.then_some((&mut *d_in, accumulate));
-            self.project(backend, request, Projection::Gate, d_gate, &saved.mlp_in, d_x);
+            self.project(backend, request, Projection::Gate, d_gate, mlp_in, d_x);
             accumulate = true;
         }
         let d_x = through.then_some((d_in, accumulate));
-        self.project(backend, request, Projection::Up, &mut grads.d_up, &saved.mlp_in, d_x);
+        self.project(backend, request, Projection::Up, &mut grads.d_up, mlp_in, d_x);
         if !(through && before) {
             return;
         }
-        self.site(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_norm), width);
+        if !config.one_norm {
+            self.site(backend, Site::LN2_OUT, outputs, TensorMut::Acc(&mut grads.d_norm), width);
+        }
         if !config.parallel {
             return self.pre_norm(backend, grads, request, Sublayer::Mlp, Some(&saved.resid_mid));
         }
         // The attention's output has the gradient of the sum, without what goes through the MLP.
         backend.cast(Cast { out: &mut grads.d_out, x: &grads.d_resid, len: n * width });
+        if config.one_norm {
+            // The attention adds its part of the norm's gradient before that goes through the norm.
+            return;
+        }
         let stream = &self.acts.resid[self.acts.resid_slot(self.block.layer)];
         match output {
             None => self.pre_norm(backend, grads, request, Sublayer::Mlp, Some(stream)),

@@ -54,6 +54,8 @@ pub enum ParamId {
     ProjectOut,
     /// Head `[V, E]`, where it is not tied.
     Head,
+    /// Bias of the head `[V]`.
+    HeadBias,
 }
 
 impl NormAt {
@@ -64,7 +66,7 @@ impl NormAt {
         let mut norms = Vec::new();
         norms.extend(before.then_some(Self::Attn(layer)));
         norms.extend(placement.of_output().then_some(Self::AttnOut(layer)));
-        norms.extend(before.then_some(Self::Mlp(layer)));
+        norms.extend((before && !config.one_norm).then_some(Self::Mlp(layer)));
         norms.extend(placement.of_output().then_some(Self::MlpOut(layer)));
         if config.qk_norm.is_some() {
             norms.extend([Self::Q(layer), Self::K(layer)]);
@@ -104,6 +106,7 @@ impl ParamId {
         all.extend(config.final_norm.then_some(NormAt::Final).into_iter().flat_map(norm));
         all.extend((config.embed_size != config.hidden_size).then_some(Self::ProjectOut));
         all.extend((config.lm_head && !config.tie_word_embeddings).then_some(Self::Head));
+        all.extend((config.lm_head && config.head_bias).then_some(Self::HeadBias));
         all
     }
 
@@ -124,6 +127,7 @@ impl ParamId {
             Self::ProjectIn => vec![config.hidden_size, config.embed_size],
             Self::ProjectOut => vec![config.embed_size, config.hidden_size],
             Self::Positions => vec![config.first_position() + config.max_position_embeddings, config.hidden_size],
+            Self::HeadBias => vec![config.vocab_size],
             Self::Norm(at) | Self::NormBias(at) => vec![at.width(config)],
             Self::Weight(_, target) => {
                 let (input, output) = config.widths(target);
@@ -152,6 +156,7 @@ impl ParamId {
             Self::Bias(layer, target) => (family.path(layer, target), "bias"),
             Self::Head if family == Family::GptNeox => ("embed_out".to_owned(), "weight"),
             Self::Head => ("lm_head".to_owned(), "weight"),
+            Self::HeadBias => ("lm_head".to_owned(), "bias"),
         };
         format!("{path}.{kind}")
     }
@@ -206,7 +211,7 @@ const INNER: &str = "model.language_model.";
 /// What begins the names of the body's tensors in a file that has the head too.
 fn outer(family: Family) -> &'static str {
     match family {
-        Family::Gpt2 | Family::Bloom => "transformer.",
+        Family::Gpt2 | Family::Bloom | Family::GptJ => "transformer.",
         Family::GptNeox => "gpt_neox.",
         Family::Gemma3Images => INNER,
         _ => "model.",
@@ -215,7 +220,7 @@ fn outer(family: Family) -> &'static str {
 
 fn embed(family: Family) -> &'static str {
     match family {
-        Family::Gpt2 => "transformer.wte",
+        Family::Gpt2 | Family::GptJ => "transformer.wte",
         Family::Opt => "model.decoder.embed_tokens",
         Family::Bloom => "transformer.word_embeddings",
         Family::GptNeox => "gpt_neox.embed_in",
@@ -226,7 +231,7 @@ fn embed(family: Family) -> &'static str {
 
 fn norm(family: Family, at: NormAt) -> String {
     let [layers, attn, mlp, last] = match family {
-        Family::Gpt2 => ["transformer.h", "ln_1", "ln_2", "transformer.ln_f"],
+        Family::Gpt2 | Family::GptJ => ["transformer.h", "ln_1", "ln_2", "transformer.ln_f"],
         Family::Opt => {
             ["model.decoder.layers", "self_attn_layer_norm", "final_layer_norm", "model.decoder.final_layer_norm"]
         }
@@ -234,6 +239,7 @@ fn norm(family: Family, at: NormAt) -> String {
         Family::GptNeox => {
             ["gpt_neox.layers", "input_layernorm", "post_attention_layernorm", "gpt_neox.final_layer_norm"]
         }
+        Family::Phi => ["model.layers", "input_layernorm", "", "model.final_layernorm"],
         Family::Gemma2 | Family::Gemma3 => {
             ["model.layers", "input_layernorm", "pre_feedforward_layernorm", "model.norm"]
         }
@@ -362,8 +368,8 @@ impl<'a> Source<'a> {
     /// Old exports hold tables of the rotation or of the causal mask, or a version, and a model of texts and images the part
     /// of images: they are ignored.
     fn is_ignored(&self, name: &str) -> bool {
-        let masks =
-            self.config.family == Family::Gpt2 && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
+        let masks = matches!(self.config.family, Family::Gpt2 | Family::GptJ)
+            && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias"));
         let version = self.config.family == Family::Opt && name.ends_with("decoder.version");
         let neox = self.config.family == Family::GptNeox
             && [".attention.bias", ".attention.masked_bias"].iter().any(|end| name.ends_with(end));

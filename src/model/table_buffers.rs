@@ -17,7 +17,7 @@ impl ModelConfig {
     /// The token whose row of the embedding table torch gives no gradient (`padding_idx`).
     pub(super) fn padding_row(&self) -> Option<u32> {
         match self.family {
-            Family::Gpt2 | Family::Bloom | Family::GptNeox => None,
+            Family::Gpt2 | Family::Bloom | Family::GptNeox | Family::GptJ => None,
             _ => self.pad_token_id,
         }
     }

@@ -181,7 +181,8 @@ impl<B: Backend> Model<B> {
             backend.kv_append(KvAppend { cache: &mut *x, to: 0, x: all_x, from: first..first + count, width });
             let dims = LinearDims { rows: count, input: width, output: vocab };
             let weight = self.weights.head();
-            backend.logits_fwd(LogitsFwd { logits: &mut *logits, x, head: weight, dims, softcap: None });
+            let bias = self.weights.head_bias.as_ref();
+            backend.logits_fwd(LogitsFwd { logits: &mut *logits, x, head: weight, bias, dims, softcap: None });
             let dropout = input.table_dropout(&keys[first.min(keys.len())..]);
             Self::adapt_logits(backend, (params, site), HeadRows { x, pack, dropout }, lora, logits);
             // Cross-entropy is the divergence from a distribution that is certain of the label.

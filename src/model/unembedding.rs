@@ -11,6 +11,8 @@ use crate::{Error, Result};
 pub struct Unembedding {
     /// The rows `[C]` of the head, of the tokens that were asked for.
     pub rows: Vec<Vec<f32>>,
+    /// The elements of the head's bias, of the same tokens, where it has one.
+    pub bias: Option<Vec<f32>>,
     /// Weight `[C]` of the final norm.
     pub norm_weight: Vec<f32>,
     /// Its bias `[C]`, where it is a layer norm.
@@ -46,6 +48,11 @@ impl Unembedding {
             }
         };
         let rows = tokens.iter().map(row).collect::<Result<_>>()?;
+        let bias = match config.head_bias {
+            true => Some(source.values(ParamId::HeadBias)?),
+            false => None,
+        };
+        let bias = bias.map(|bias| tokens.iter().map(|&token| bias[token as usize]).collect());
         let mut norm_weight = floats(&source.view(ParamId::Norm(NormAt::Final))?)?;
         if config.rms_weight() == Some(RmsWeight::OnePlus) {
             norm_weight.iter_mut().for_each(|w| *w += 1.0);
@@ -54,7 +61,7 @@ impl Unembedding {
             Norm::Rms(_) => None,
             Norm::Layer => Some(floats(&source.view(ParamId::NormBias(NormAt::Final))?)?),
         };
-        Ok(Some(Self { rows, norm_weight, norm_bias }))
+        Ok(Some(Self { rows, bias, norm_weight, norm_bias }))
     }
 }
 

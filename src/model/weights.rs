@@ -70,6 +70,8 @@ pub struct Weights<B: Backend> {
     pub project_out: Option<B::Weight>,
     /// Head `[V, E]`; none if it is the embedding table, or if the model has no head.
     pub head: Option<B::Weight>,
+    /// Its bias `[V]`, also of a tied one.
+    pub head_bias: Option<B::Weight>,
     /// Whether an adapter's own are among them ([`super::installed`]).
     pub(crate) owned: bool,
 }
@@ -125,7 +127,9 @@ impl<B: Backend> Weights<B> {
         let final_norm = config.final_norm.then(|| norm(&mut next));
         let project_out = projected.then(&mut next);
         let head = (config.lm_head && !config.tie_word_embeddings).then(&mut next);
-        Self { embed, project_in, positions, embed_norm, layers, final_norm, project_out, head, owned: false }
+        let head_bias = (config.lm_head && config.head_bias).then(&mut next);
+        let owned = false;
+        Self { embed, project_in, positions, embed_norm, layers, final_norm, project_out, head, head_bias, owned }
     }
 
     /// The head `[V, E]`, of a model that has one ([`ModelConfig::require_head`]).
@@ -168,5 +172,6 @@ impl<B: Backend> Weights<B> {
             .chain(self.final_norm.iter_mut().flat_map(norm))
             .chain(&mut self.project_out)
             .chain(&mut self.head)
+            .chain(&mut self.head_bias)
     }
 }

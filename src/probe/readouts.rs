@@ -90,6 +90,8 @@ struct LabelWords<'a> {
     norm_bias: Option<Vec<f32>>,
     /// Of each query the head's rows of its answers' first tokens `[answers, C]`.
     words: Vec<Vec<f32>>,
+    /// And the elements of its bias `[answers]`, where it has one.
+    biases: Option<Vec<Vec<f32>>>,
 }
 
 impl<'a> LabelWords<'a> {
@@ -109,12 +111,13 @@ impl<'a> LabelWords<'a> {
         distinct.sort_unstable();
         distinct.dedup();
         let Some(end) = Unembedding::read(config, checkpoint, &distinct)? else { return Ok(None) };
-        let row = |token: &u32| {
-            let at = distinct.binary_search(token).expect("readouts: its row was read");
-            end.rows[at].iter().copied()
-        };
+        let at = |token: &u32| distinct.binary_search(token).expect("readouts: its row was read");
+        let row = |token: &u32| end.rows[at(token)].iter().copied();
         let words = tokens.iter().map(|tokens| tokens.iter().flat_map(row).collect()).collect();
-        Ok(Some(Self { config, norm_weight: end.norm_weight, norm_bias: end.norm_bias, words }))
+        let of_tokens =
+            |bias: &[f32]| tokens.iter().map(|tokens| tokens.iter().map(|token| bias[at(token)]).collect()).collect();
+        let biases = end.bias.as_deref().map(of_tokens);
+        Ok(Some(Self { config, norm_weight: end.norm_weight, norm_bias: end.norm_bias, words, biases }))
     }
 
     /// The logit lens: of each query the logits of its label words, if the states `[queries, C]` were the last.
@@ -131,6 +134,9 @@ impl<'a> LabelWords<'a> {
             }
         };
         let mut logits = logit_lens(states, self.config.hidden_size, norm, Words::Each(&self.words));
+        for (logits, biases) in logits.iter_mut().zip(self.biases.iter().flatten()) {
+            logits.iter_mut().zip(biases).for_each(|(x, &bias)| *x += f64::from(bias));
+        }
         if let Some(cap) = self.config.logit_softcap {
             logits.iter_mut().flatten().for_each(|x| *x = cap * (*x / cap).tanh());
         }

@@ -36,6 +36,9 @@ fn family_default_modules_are_trained_and_read_back() {
         ("olmo3", json!(["q_proj", "v_proj"]), &[("model.layers.1.self_attn.v_proj", 8)]),
         ("neox", json!(["query_key_value"]), &[("gpt_neox.layers.1.attention.query_key_value", 48)]),
         ("phi3", json!(["qkv_proj"]), &[("model.layers.1.self_attn.qkv_proj", 32)]),
+        ("smollm3", json!(["q_proj", "v_proj"]), &[("model.layers.1.self_attn.v_proj", 8)]),
+        ("gptj", json!(["q_proj", "v_proj"]), &[("transformer.h.1.attn.v_proj", 16)]),
+        ("phi", json!(["fc1", "fc2", "q_proj", "v_proj"]), &[("model.layers.1.mlp.fc1", 20)]),
     ] {
         let dir = workplace(name);
         let d = dir.path();
@@ -65,7 +68,7 @@ fn family_default_modules_are_trained_and_read_back() {
     }
 }
 
-/// PEFT 0.21.2 has no default modules for OLMo, Phi 3 and models of texts and images, and reads the older names of the last.
+/// PEFT 0.21.2 has no default modules for OLMo, Phi 3, SmolLM3 and models of texts and images, and reads the older names of the last.
 #[test]
 fn family_adapters_are_described_as_peft_takes_them() {
     let report = |name: &str, change: &dyn Fn(&mut Value), prefix: (&str, &str)| {
@@ -86,12 +89,14 @@ fn family_adapters_are_described_as_peft_takes_them() {
     };
     let unchanged = |_: &mut Value| ();
     let without = |config: &mut Value| drop(config.as_object_mut().expect("an object").remove("target_modules"));
-    for name in ["olmo2", "olmo3", "phi3", "gemma3-images"] {
+    for name in ["olmo2", "olmo3", "phi3", "gemma3-images", "smollm3"] {
         assert_eq!(report(name, &unchanged, ("", ""))["peft"], json!([]), "{name}");
         let found = report(name, &without, ("", ""))["peft"].to_string();
         assert!(found.contains("stops: ValueError") && found.contains("target_modules"), "{name}: {found}");
     }
-    for (name, default) in [("qwen3", "q_proj and v_proj"), ("neox", "query_key_value")] {
+    for (name, default) in
+        [("qwen3", "q_proj and v_proj"), ("neox", "query_key_value"), ("phi", "q_proj and v_proj and fc1 and fc2")]
+    {
         assert_eq!(report(name, &unchanged, ("", ""))["peft"], json!([]), "{name}");
         let found = report(name, &without, ("", ""))["peft"].to_string();
         assert!(found.contains(&format!("silently takes {default} for target_modules")), "{name}: {found}");
@@ -129,10 +134,29 @@ fn family_shows_what_it_is_made_of() {
     let neox = of("neox");
     assert_eq!((&neox["norm"], &neox["parallel"], &neox["rope_width"]), (&json!("layer"), &json!(true), &json!(2)));
     assert_eq!(of("neox-sequential")["parallel"], false);
+    assert_eq!(of("smollm3")["layers_without_rope"], json!([1]));
+    let gptj = of("gptj");
+    assert_eq!((&gptj["rope_width"], &gptj["rope_pairs"]), (&json!(4), &json!("neighbours")));
+    let phi = of("phi");
+    assert_eq!((&phi["parallel"], &phi["one_norm"], &phi["head_bias"]), (&json!(true), &json!(true), &json!(true)));
     let gpt2 = of("gpt2");
     assert_eq!((&gpt2["norm_placement"], &gpt2["post_norm"]), (&json!("before each sublayer"), &json!(false)));
     assert_eq!(of("opt-behind")["norm_placement"], "behind each sum");
     assert_eq!(gpt2["score_scale"], json!([0.5, 0.25]), "divided by the layer's number");
+}
+
+/// The rotation of GPT-J is a table of 24 positions in transformers, which stops behind it.
+#[test]
+fn family_goes_no_further_than_its_positions() {
+    for name in ["gpt2", "gptj"] {
+        let dir = workplace(name);
+        let long: Vec<String> = (0..25).map(|i| (3 + i % 9).to_string()).collect();
+        put(dir.path(), "long.jsonl", &format!("{{\"input_ids\": [{}]}}\n", long.join(",")));
+        let capture = "capture --model {}/model --input {}/long.jsonl --out {}/out --sites logits";
+        let said = line(dir.path(), capture).refused();
+        assert!(said.contains("24 positions") && said.contains("25"), "{name}: {said}");
+        assert!(!dir.path().join("out").join("activations.safetensors").exists());
+    }
 }
 
 #[test]
@@ -147,9 +171,4 @@ fn family_refuses_what_it_lacks_by_name() {
     let said =
         line(d, "train-lora --model {}/model --train {}/ids.jsonl --out {}/out --target-modules q_proj").refused();
     assert!(said.contains("c_attn") && said.contains("q_proj"), "{said}");
-    let long: Vec<String> = (0..25).map(|i| (3 + i % 9).to_string()).collect();
-    put(d, "long.jsonl", &format!("{{\"input_ids\": [{}]}}\n", long.join(",")));
-    let said = line(d, "capture --model {}/model --input {}/long.jsonl --out {}/out --sites logits").refused();
-    assert!(said.contains("24 positions") && said.contains("25"), "{said}");
-    assert!(!d.join("out").join("activations.safetensors").exists());
 }

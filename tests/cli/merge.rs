@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{line, program, put, tensor, workplace};
 use crate::support::golden;
 
-const FAMILIES: [&str; 13] = [
+const FAMILIES: [&str; 16] = [
     "gpt2",
     "opt",
     "opt-behind",
@@ -23,8 +23,11 @@ const FAMILIES: [&str; 13] = [
     "olmo2",
     "neox",
     "neox-sequential",
+    "gptj",
+    "phi",
     "phi3",
     "phi3-long",
+    "smollm3",
 ];
 
 /// Merges the adapter of a golden model.

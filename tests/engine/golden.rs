@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use llamaprobe::arch::Dtype;
-use llamaprobe::arch::{Activation, Mlp, ModelConfig, Norm, Positions, RmsWeight, RopeKind};
+use llamaprobe::arch::{Activation, Mlp, ModelConfig, Norm, Positions, RmsWeight, RopeKind, RopePairs};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::cpu::{Cpu, CpuSettings, Isa};
 use llamaprobe::formats::adapter::LoraAdapter;
 use llamaprobe::formats::safetensors::{Checkpoint, Dtype as FileDtype, Tensor, write};
 use llamaprobe::hooks::{Record, Selection, Site};
-use llamaprobe::model::{Activations, Adaptation, Input, Model, Save};
+use llamaprobe::model::{Activations, Adaptation, Input, Model, Save, Unembedding};
 use llamaprobe::pack::{Label, Pack, Sequence};
 
 use crate::support;
@@ -122,7 +122,7 @@ fn forward_of_every_rotation_is_transformers() {
     check(&mut Cpu::new(Dtype::F32), "dynamic", false);
 }
 
-const FAMILIES: [&str; 17] = [
+const FAMILIES: [&str; 22] = [
     "gpt2",
     "opt",
     "opt-behind",
@@ -140,6 +140,11 @@ const FAMILIES: [&str; 17] = [
     "neox-sequential",
     "phi3",
     "phi3-long",
+    "phi",
+    "phi-tied",
+    "gptj",
+    "gptj-tied",
+    "smollm3",
 ];
 
 /// Whether a golden model turns sequences of different lengths differently, so that they are not in one pass.
@@ -206,10 +211,14 @@ fn forward_limits_see_small_mistakes() {
         let Positions::Rope(ropes) = &mut config.positions else { panic!("rotations") };
         ropes.iter_mut().for_each(|rope| rope.dim = config.head_dim);
     }
+    fn halves(config: &mut ModelConfig) {
+        let Positions::Rope(ropes) = &mut config.positions else { panic!("rotations") };
+        ropes.iter_mut().for_each(|rope| rope.pairs = RopePairs::Halves);
+    }
     fn exact_gelu(config: &mut ModelConfig) {
         config.mlp = Mlp::Gated(Activation::Gelu);
     }
-    let mistakes: [(&str, &str, Change<ModelConfig>); 47] = [
+    let mistakes: [(&str, &str, Change<ModelConfig>); 57] = [
         ("qwen3", "the other default epsilon", default_eps),
         ("qwen3", "a scale of scores in bf16", rounded_scale),
         ("qwen3-window", "a window off by one", longer_windows),
@@ -240,6 +249,16 @@ fn forward_limits_see_small_mistakes() {
         ("neox", "the GELU of tanh", |config| config.mlp = Mlp::Plain(Activation::GeluTanh)),
         ("neox-sequential", "sublayers side by side", |config| config.parallel = true),
         ("phi3", "a window off by one", longer_windows),
+        ("phi", "the other default epsilon", default_eps),
+        ("phi", "the whole head rotated", whole_rotation),
+        ("phi", "the exact GELU", |config| config.mlp = Mlp::Plain(Activation::Gelu)),
+        ("phi-tied", "the other default epsilon", default_eps),
+        ("smollm3", "every layer rotated", |config| config.no_rope_layers.clear()),
+        ("smollm3", "the other layer not rotated", |config| config.no_rope_layers = vec![0]),
+        ("gptj", "the other default epsilon", default_eps),
+        ("gptj", "halves rotated", halves),
+        ("gptj", "the whole head rotated", whole_rotation),
+        ("gptj-tied", "the exact GELU", |config| config.mlp = Mlp::Plain(Activation::Gelu)),
         ("phi3-long", "the short factors", |config| {
             rope(config, |kind| {
                 let RopeKind::LongRope { short, long, .. } = kind else { panic!("longrope") };
@@ -391,4 +410,25 @@ fn text_part_has_the_same_logits_under_every_name() {
     }
     assert_eq!(logits(&untied, &saved, Some("language_model.lm_head.weight")), expected);
     assert_eq!(logits(&untied, &live, Some("lm_head.weight")), expected);
+}
+
+/// The rows of a head, with the elements of its bias, make of the final norm's output the logits of transformers.
+#[test]
+fn unembedding_has_the_heads_bias() {
+    for name in ["phi", "gptj-tied"] {
+        let (path, tokens) = (golden(name), [3, 28]);
+        let config = ModelConfig::load(&path).expect("the configuration loads");
+        let expected = Checkpoint::open(path.join("expected.safetensors")).expect("the expected values load");
+        let weights = Checkpoint::open(&path).expect("the weights open");
+        let end = Unembedding::read(&config, &weights, &tokens).expect("reads").expect("an end");
+        let bias = end.bias.expect("a bias");
+        let [normed, logits] = ["final_norm.2", "logits.2"].map(|name| floats(&expected, name));
+        let last = &normed[normed.len() - config.hidden_size..];
+        let dots = end.rows.iter().map(|row| row.iter().zip(last).map(|(a, b)| a * b).sum::<f32>());
+        let (dots, wanted) = (dots.collect::<Vec<_>>(), &logits[logits.len() - config.vocab_size..]);
+        let wanted = tokens.map(|token| wanted[token as usize]);
+        let found: Vec<f32> = dots.iter().zip(&bias).map(|(x, b)| x + b).collect();
+        assert!(difference(&found, &wanted) <= LIMIT, "{name}: {found:?} {wanted:?}");
+        assert!(difference(&dots, &wanted) > LIMIT, "{name}: a bias goes unseen");
+    }
 }

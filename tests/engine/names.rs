@@ -50,6 +50,7 @@ fn norms_of_block(config: &ModelConfig) -> Vec<(NormSite, &'static [Site], usize
             (NormSite::Ln2, &[Site::ResidMid, Site::MlpOut], width),
         ],
         NormPlacement::Output => Vec::new(),
+        _ if config.one_norm => vec![(NormSite::Ln1, &[Site::ResidPre], width)],
         _ if config.parallel => {
             vec![(NormSite::Ln1, &[Site::ResidPre], width), (NormSite::Ln2, &[Site::ResidPre], width)]
         }
@@ -69,7 +70,8 @@ fn norms_of_block(config: &ModelConfig) -> Vec<(NormSite, &'static [Site], usize
 
 #[test]
 fn norm_parts_are_those_of_their_formulas() {
-    let models = ["gqa-llama3", "gpt2", "opt-behind", "bloom", "qwen3", "gemma2", "gemma3", "olmo2", "neox"];
+    let models =
+        ["gqa-llama3", "gpt2", "opt-behind", "bloom", "qwen3", "gemma2", "gemma3", "olmo2", "neox", "phi", "gptj"];
     let mut worst = 0.0f64;
     for (name, isa) in models.into_iter().flat_map(|name| Isa::available().iter().map(move |&isa| (name, isa))) {
         let b = &mut Cpu::<f32>::open(&CpuSettings { isa, ..CpuSettings::new(Dtype::F32) });
@@ -169,7 +171,7 @@ fn table_of_names_is_what_is_read_and_written() {
 /// `get_act_name` of TransformerLens 4.3, its own examples among them; and names that only some families have.
 #[test]
 fn short_forms_are_those_of_transformer_lens() {
-    let (llama, bloom, gpt2) = (config("gqa-llama3"), config("bloom"), config("gpt2"));
+    let (llama, bloom, gpt2, phi) = (config("gqa-llama3"), config("bloom"), config("gpt2"), config("phi"));
     let norm = Site::Norm;
     for (name, config, site, layer) in [
         ("k1", &llama, Site::K, 1),
@@ -192,11 +194,21 @@ fn short_forms_are_those_of_transformer_lens() {
         ("ln_final.hook_in", &llama, Site::ResidPost, 1),
         ("unembed.hook_in", &llama, Site::FINAL_NORM, 0),
         ("hidden_states[2]", &llama, Site::FINAL_NORM, 0),
+        // One norm is both sublayers'.
+        ("blocks.1.ln2.hook_normalized", &phi, norm(NormSite::Ln1, NormPart::Normalized), 1),
+        ("scale0ln2", &phi, norm(NormSite::Ln1, NormPart::Scale), 0),
+        ("blocks.1.mlp.hook_in", &phi, Site::LN1_OUT, 1),
+        ("blocks.1.ln2.hook_in", &phi, Site::ResidPre, 1),
     ] {
         for names in [Names::Tl, Names::Tl4] {
             assert_eq!(read(name, names, config), Ok(vec![(site, layer)]), "{name}");
         }
     }
+    let naming = Naming { names: Names::Tl, config: &phi };
+    let edited = |name| Selection::parse_outputs(name, &[0, 1], &naming);
+    assert!(edited("ln1.hook_out").is_ok());
+    let refused = edited("ln2.hook_out").expect_err("an edit of what the MLP alone reads").to_string();
+    assert!(refused.contains("ln1.hook_out"), "{refused}");
 }
 
 #[test]

@@ -94,6 +94,7 @@ fn every_form_means_what_the_reference_says() {
         assert_eq!(Some(config.norm_eps), want["eps"].as_f64(), "{given}");
         assert_eq!(Some(config.tie_word_embeddings), want["tie_word_embeddings"].as_bool(), "{given}");
         assert_eq!(json!(config.windows), want["windows"], "{given}");
+        assert_eq!(json!(config.no_rope_layers), want["no_rope_layers"], "{given}");
         assert_eq!(json!([config.qkv_bias, config.o_bias]), want["bias"], "{given}");
         let (Mlp::Gated(act) | Mlp::Plain(act)) = config.mlp;
         assert_eq!(act, activation(want["activation"].as_str().expect("a name")), "{given}");
@@ -166,6 +167,8 @@ fn norms_follow_the_family() {
         ("olmo3", Some(Exact), Output, Some(QkNorm::Row), false),
         ("gpt_neox", None, Pre, None, false),
         ("phi3", Some(Rounded), Pre, None, false),
+        ("phi", None, Pre, None, false),
+        ("smollm3", Some(Rounded), Pre, None, false),
     ] {
         for case in golden["cases"].as_array().expect("cases").iter().filter(|c| c["config"]["model_type"] == family) {
             let c = ModelConfig::parse("config.json", &case["config"].to_string()).expect("valid");
@@ -248,7 +251,20 @@ fn values_that_are_not_computed_are_refused() {
         ),
         ("qwen3_moe", json!({}), "model_type"),
         ("gemma3n_text", json!({}), "model_type"),
-        ("phi", json!({}), "model_type"),
+        ("phi", json!({"qk_layernorm": true}), "qk_layernorm"),
+        ("phi", json!({"hidden_act": "mish"}), "hidden_act"),
+        ("phi", json!({"partial_rotary_factor": 0.4}), "partial_rotary_factor"),
+        ("phi", json!({"num_key_value_heads": 3}), "num_key_value_heads"),
+        ("smollm3", json!({"no_rope_layers": [1]}), "no_rope_layers"),
+        ("smollm3", json!({"no_rope_layers": [1, 2]}), "no_rope_layers"),
+        ("smollm3", json!({"no_rope_layer_interval": 0}), "no_rope_layer_interval"),
+        ("smollm3", json!({"layer_types": ["sliding_attention", "full_attention"]}), "layer_types[0]"),
+        ("gptj", json!({"rotary_dim": 10}), "rotary_dim"),
+        ("gptj", json!({"rotary_dim": 7}), "rotary_dim"),
+        ("gptj", json!({"rotary_dim": null}), "rotary_dim"),
+        ("gptj", json!({}), "rotary_dim"),
+        ("gptj", json!({"rotary_dim": 4, "n_embd": 64}), "hidden_size"),
+        ("phi4_multimodal", json!({}), "model_type"),
     ] {
         let error = refused(family, &keys);
         assert!(error.starts_with("config.json: ") && error.contains(field), "{family}: {keys}: {error}");

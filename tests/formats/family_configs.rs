@@ -2,7 +2,7 @@
 //! (`tests/golden/family_configs.py`).
 
 use llamaprobe::arch::{
-    Activation, Dtype, Family, Mlp, ModelConfig, NormPlacement, Positions, Projection, QkNorm, RmsWeight,
+    Activation, Dtype, Family, Mlp, ModelConfig, NormPlacement, Positions, Projection, QkNorm, RmsWeight, RopePairs,
 };
 use serde_json::{Value, json};
 
@@ -44,6 +44,8 @@ fn projections(config: &ModelConfig) -> Value {
 /// The modules of a block that are norms, by what stands where.
 fn norms(config: &ModelConfig) -> Vec<&'static str> {
     let mut names = match config.norm_placement {
+        NormPlacement::Pre if config.family == Family::GptJ => vec!["ln_1"],
+        NormPlacement::Pre if config.one_norm => vec!["input_layernorm"],
         NormPlacement::Pre => vec!["input_layernorm", "post_attention_layernorm"],
         NormPlacement::Output => vec!["post_attention_layernorm", "post_feedforward_layernorm"],
         NormPlacement::PreAndOutput => vec![
@@ -90,6 +92,8 @@ fn check_layers(config: &ModelConfig, facts: &Value, given: &Value) {
         assert!(rounded_scale == scaling || seen, "{given}: layer {i}: a scale in f32 goes unseen");
         assert_eq!(json!(config.score_softcap), layer["softcap"], "{given}: layer {i}");
         let rope = &config.ropes()[i];
+        assert_eq!(json!(config.rope(i).is_some()), layer["rotates"], "{given}: layer {i}");
+        assert_eq!(json!(rope.pairs == RopePairs::Neighbours), facts["neighbours"], "{given}: layer {i}");
         let row_of = |config: &ModelConfig, positions: usize| {
             config.rope_table(i, positions)[3 * rope.dim..4 * rope.dim].to_vec()
         };
@@ -136,6 +140,7 @@ fn every_file_means_the_model_that_transformers_builds() {
         assert_eq!(json!(config.logit_softcap), facts["logit_softcap"], "{given}");
         assert_eq!(json!(config.is_causal), facts["is_causal"], "{given}");
         assert_eq!(json!(config.parallel), facts["parallel"], "{given}");
+        assert_eq!(json!(config.head_bias), facts["head_bias"], "{given}");
         assert_eq!(json!(config.tie_word_embeddings), facts["tied"], "{given}");
         assert_eq!(json!(config.max_position_embeddings), facts["max_position_embeddings"], "{given}");
         assert_eq!(json!(config.vocab_size), facts["vocab_size"], "{given}");
@@ -168,7 +173,7 @@ fn the_weight_of_a_norm_is_the_familys() {
     for case in cases().iter().filter(|case| !case["facts"].is_null()) {
         let config = parse(&case["config"]).expect("loads");
         let expected = match config.family.name() {
-            "gpt_neox" => None,
+            "gpt_neox" | "phi" | "gptj" => None,
             "olmo2" | "olmo3" => Some(RmsWeight::Exact),
             "gemma2" | "gemma3" | "gemma3_text" => Some(RmsWeight::OnePlus),
             _ => Some(RmsWeight::Rounded),

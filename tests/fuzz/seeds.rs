@@ -88,6 +88,7 @@ pub fn configs() -> Vec<Vec<File>> {
         "olmo3",
         "neox",
         "phi3-long",
+        "gptj",
     ];
     let mut all: Vec<_> = models.iter().map(|name| golden(&format!("model-{name}/config.json"))).collect();
     let listed: serde_json::Value = serde_json::from_slice(&golden("configs.json")).expect("golden file");

@@ -43,6 +43,8 @@ LONG = {"rope_type": "longrope", "rope_theta": 1000.0, "short_factor": [1.0, 1.1
 def models():
     """Class, configuration, linear modules, longest sequence."""
     seven = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    gptj = ["q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"]
+    phi = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]
     gemma = dict(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=24, query_pre_attn_scalar=20, sliding_window=9)
     return {
         "qwen3": (T.Qwen3ForCausalLM, T.Qwen3Config(**BASE, hidden_size=60, num_attention_heads=6, num_key_value_heads=2, head_dim=14, tie_word_embeddings=True), seven, 200),
@@ -64,6 +66,9 @@ def models():
         "neox": (T.GPTNeoXForCausalLM, T.GPTNeoXConfig(**BASE, hidden_size=64, num_attention_heads=4, rotary_pct=0.25), ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], 200),
         "neox-sequential": (T.GPTNeoXForCausalLM, T.GPTNeoXConfig(**BASE, hidden_size=60, num_attention_heads=3, rotary_pct=0.4, use_parallel_residual=False, tie_word_embeddings=True,
                                                                  attention_bias=False), ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], 200),
+        "gptj": (T.GPTJForCausalLM, T.GPTJConfig(vocab_size=331, n_embd=64, n_inner=100, n_layer=4, n_head=4, n_positions=512, rotary_dim=12, bos_token_id=1, eos_token_id=None), gptj, 200),
+        "smollm3": (T.SmolLM3ForCausalLM, T.SmolLM3Config(**BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, no_rope_layers=[1, 0, 1, 0], tie_word_embeddings=False), seven, 200),
+        "phi": (T.PhiForCausalLM, T.PhiConfig(**BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, partial_rotary_factor=0.4), phi, 200),
         "phi3": (T.Phi3ForCausalLM, T.Phi3Config(**BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, sliding_window=13), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], 200),
         "phi3-long": (T.Phi3ForCausalLM, T.Phi3Config(**BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=4, original_max_position_embeddings=48, tie_word_embeddings=True,
                                                      rope_parameters={**LONG, "partial_rotary_factor": 0.75}), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], 200),
@@ -76,7 +81,7 @@ def make(kind, config, path, seed):
     model = kind(config)
     with torch.no_grad():
         for key, w in model.named_parameters():
-            if "norm" in key:
+            if "norm" in key or "ln_" in key:
                 centre = 0.0 if "gemma" in config.model_type or key.endswith("bias") else 1.0
                 w.copy_(centre + 0.3 * torch.randn_like(w))
             else:
@@ -111,7 +116,8 @@ def expected(model, sequences):
     """Streams, the final norm's output and logits, by our names; the last stream is not in hidden_states."""
     found = {}
     body = getattr(model, model.base_model_prefix)
-    blocks = getattr(body, "language_model", body).layers
+    text = getattr(body, "language_model", body)
+    blocks = text.h if hasattr(text, "h") else text.layers
     last = []
     hook = blocks[-1].register_forward_hook(lambda m, a, out: last.append(out[0] if isinstance(out, tuple) else out))
     with torch.no_grad():

@@ -18,7 +18,7 @@ hf_logging.set_verbosity(logging.CRITICAL)
 CLASSES = {
     "llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": T.Qwen3Config, "gemma2": T.Gemma2Config,
     "gemma3_text": T.Gemma3TextConfig, "gemma3": T.Gemma3Config, "olmo2": T.Olmo2Config, "olmo3": T.Olmo3Config,
-    "gpt_neox": T.GPTNeoXConfig, "phi3": T.Phi3Config, "gpt2": T.GPT2Config, "opt": T.OPTConfig, "bloom": T.BloomConfig,
+    "gpt_neox": T.GPTNeoXConfig, "phi3": T.Phi3Config, "phi": T.PhiConfig, "gptj": T.GPTJConfig, "smollm3": T.SmolLM3Config, "gpt2": T.GPT2Config, "opt": T.OPTConfig, "bloom": T.BloomConfig,
 }
 # Families that turn layers with a window otherwise than those without.
 BY_LAYER = ("gemma3_text", "olmo3")
@@ -107,6 +107,14 @@ CASES = [
     case("phi3", rope_scaling={"type": "yarn", "short_factor": [1.0, 1.5, 2.0], "long_factor": [2.0, 3.0, 4]}, partial_rotary_factor=0.75, max_position_embeddings=8192),
     case("phi3", rope_parameters={"rope_type": "longrope", "rope_theta": 500.0, "partial_rotary_factor": 1.0, "factor": 3.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, original_max_position_embeddings=32),
     case("phi3", rope_parameters={"rope_type": "longrope", "attention_factor": 1.25, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}),
+    case("smollm3", bos_token_id=3),
+    case("smollm3", bos_token_id=None, no_rope_layers=[1, 0, 0, 1], num_key_value_heads=None, head_dim=16, rope_theta=5000.0, attention_bias=True, mlp_bias=True, tie_word_embeddings=False, pretraining_tp=2, max_window_layers=28),
+    case("smollm3", bos_token_id=4, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=9, rope_scaling={"rope_type": "yarn", **YARN}, eos_token_id=5, pad_token_id=9),
+    case("smollm3", bos_token_id=4, no_rope_layer_interval=3, use_sliding_window=False, sliding_window=9, layer_types=["full_attention"] * 4),
+    case("phi"),
+    case("phi", num_key_value_heads=2, partial_rotary_factor=0.25, rope_theta=20000.0, tie_word_embeddings=True, layer_norm_eps=1e-6, hidden_act="gelu", eos_token_id=[5, 6], pad_token_id=9),
+    case("phi", rope_scaling={"type": "linear", "factor": 2.0}, rope_theta=500.0, num_key_value_heads=None, max_position_embeddings=99, qk_layernorm=False, embd_pdrop=0.1),
+    case("phi", rope_parameters={"rope_type": "yarn", "rope_theta": 500.0, "partial_rotary_factor": 1.0, **YARN}, torch_dtype="float16"),
 ]
 
 
@@ -132,10 +140,12 @@ def expect(given):
     ropes = {layer_type: rotation(c, layer_type if c.model_type in BY_LAYER else None) for layer_type in sorted(set(types))}
     # What the models themselves read: the others have no windows, and caps are Gemma's alone. Gemma 3's attention is given
     # no cap, and the model of texts and images does not cap its logits.
-    windowed = c.model_type not in ("llama", "olmo2", "gpt_neox")
+    windowed = c.model_type not in ("llama", "olmo2", "gpt_neox", "phi")
     eos = c.eos_token_id
     if family == "qwen2":
         bias = [True, False]
+    elif family == "phi":
+        bias = [True, True]
     elif family in ("mistral", "phi3"):
         bias = [False, False]
     else:
@@ -144,17 +154,18 @@ def expect(given):
         "num_key_value_heads": getattr(c, "num_key_value_heads", c.num_attention_heads),
         "head_dim": head_dim(c),
         "max_position_embeddings": c.max_position_embeddings,
-        "eps": c.layer_norm_eps if family == "gpt_neox" else c.rms_norm_eps,
+        "eps": c.layer_norm_eps if family in ("gpt_neox", "phi") else c.rms_norm_eps,
         "tie_word_embeddings": whole.tie_word_embeddings,
         "windows": [c.sliding_window if windowed and t == "sliding_attention" else None for t in types],
         # By layer, or one for all.
         "ropes": [ropes[t] for t in types] if len(ropes) > 1 else [*ropes.values()],
         "bias": bias,
+        "no_rope_layers": [i for i, rotates in enumerate(getattr(c, "no_rope_layers", [])) if not rotates],
         "activation": getattr(c, "hidden_activation", None) or c.hidden_act,
         "score_scale": getattr(c, "query_pre_attn_scalar", head_dim(c)) ** -0.5,
         "score_softcap": c.attn_logit_softcapping if family == "gemma2" else None,
         "logit_softcap": c.final_logit_softcapping if family in ("gemma2", "gemma3_text") else None,
-        "parallel": getattr(c, "use_parallel_residual", False),
+        "parallel": getattr(c, "use_parallel_residual", family == "phi"),
         "bos": c.bos_token_id,
         "eos": eos if isinstance(eos, list) else [] if eos is None else [eos],
         "pad": c.pad_token_id,

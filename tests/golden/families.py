@@ -56,6 +56,11 @@ CASES = {
     "phi3": (T.Phi3ForCausalLM, T.Phi3Config(**BASE | dict(hidden_size=16), **HEADS, sliding_window=7), ["qkv_proj", "gate_up_proj"]),
     # As EmbeddingGemma; a window of 6 is 3 tokens to either side.
     "gemma3-two-sided": (T.Gemma3ForCausalLM, T.Gemma3TextConfig(**GEMMA | dict(sliding_window=6), layer_types=WINDOWS, rope_parameters=ROPES, use_bidirectional_attention=True), ["v_proj", "o_proj"]),
+    "phi": (T.PhiForCausalLM, T.PhiConfig(**BASE | dict(hidden_size=16), num_attention_heads=2, num_key_value_heads=1, partial_rotary_factor=0.5), ["q_proj", "dense", "fc1"]),
+    "phi-tied": (T.PhiForCausalLM, T.PhiConfig(**BASE, num_attention_heads=2, partial_rotary_factor=0.75, tie_word_embeddings=True), ["k_proj", "v_proj", "fc2"]),
+    "gptj": (T.GPTJForCausalLM, T.GPTJConfig(vocab_size=VOCAB, n_embd=16, n_inner=20, n_layer=2, n_head=2, n_positions=24, rotary_dim=4, bos_token_id=1, eos_token_id=2), ["q_proj", "out_proj", "fc_in"]),
+    "gptj-tied": (T.GPTJForCausalLM, T.GPTJConfig(vocab_size=VOCAB, n_embd=12, n_layer=2, n_head=2, n_positions=24, rotary_dim=6, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True), ["k_proj", "v_proj", "fc_out"]),
+    "smollm3": (T.SmolLM3ForCausalLM, T.SmolLM3Config(**BASE | dict(hidden_size=16), **HEADS, no_rope_layer_interval=2, rope_parameters={"rope_type": "default", "rope_theta": 50.0}, tie_word_embeddings=False), ["q_proj", "v_proj", "down_proj"]),
 }
 
 
@@ -69,7 +74,7 @@ def parts(model):
         return model.transformer.h, model.transformer.ln_f
     if hasattr(model.model, "decoder"):
         return model.model.decoder.layers, model.model.decoder.final_layer_norm
-    return model.model.layers, model.model.norm
+    return model.model.layers, getattr(model.model, "norm", None) or model.model.final_layernorm
 
 
 def states(model, ids):

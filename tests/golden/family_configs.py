@@ -27,8 +27,8 @@ LONG = {"short_factor": EIGHT, "long_factor": [2 * x + 1 for x in EIGHT]}
 
 
 def case(model_type, **keys):
-    # Phi-3's own padding token is outside of so small a vocabulary, which torch refuses.
-    return {"model_type": model_type, **DIMS, **({"pad_token_id": None} if model_type == "phi3" else {}), **keys}
+    # Phi-3's and SmolLM3's own padding tokens are outside of so small a vocabulary, which torch refuses.
+    return {"model_type": model_type, **DIMS, **({"pad_token_id": None} if model_type in ("phi3", "smollm3") else {}), **keys}
 
 
 def images(outer=(), **keys):
@@ -96,6 +96,15 @@ CASES = [
     case("phi3", hidden_act="gelu_new"),
     case("qwen3", num_key_value_heads=2, hidden_act="relu"),
     case("gpt_neox", hidden_act="silu"),
+    case("phi"),
+    case("phi", num_key_value_heads=2, partial_rotary_factor=0.25, layer_norm_eps=1e-6, hidden_act="gelu", tie_word_embeddings=True, rope_theta=20000.0, resid_pdrop=0.1, qk_layernorm=False),
+    case("phi", rope_scaling={"type": "linear", "factor": 2.0}, num_key_value_heads=None, max_position_embeddings=4096, bos_token_id=7, eos_token_id=None),
+    case("smollm3"),
+    case("smollm3", no_rope_layers=[1, 0, 0, 1], num_key_value_heads=None, head_dim=24, rope_theta=5000.0, attention_bias=True, tie_word_embeddings=False, bos_token_id=3, eos_token_id=[5, 6], pad_token_id=9),
+    case("smollm3", no_rope_layer_interval=2, use_sliding_window=True, sliding_window=9, rope_scaling={"rope_type": "linear", "factor": 2.0}, pad_token_id=9),
+    case("gptj", rotary_dim=8, layer_norm_epsilon=1e-6, activation_function="gelu", tie_word_embeddings=True, bos_token_id=7, eos_token_id=[5, 6]),
+    {"model_type": "gptj", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_size": 100, "n_positions": 512, "rotary_dim": 16, "n_inner": 32, "resid_pdrop": 0.1, "rotary": True, "scale_attn_weights": True, "torch_dtype": "float16"},
+    case("phi", rope_parameters={"rope_type": "yarn", "rope_theta": 20000.0, "partial_rotary_factor": 1.0, **YARN}, head_dim=24, hidden_act="relu"),
 ]
 
 
@@ -126,26 +135,29 @@ def facts(given):
     def rotation(n, kind):
         """The place in the list of the cosines and sines of position 3, in a sequence of n."""
         halves = text.rotary_emb(torch.zeros(1), torch.arange(n)[None], *kind)
-        values = [float(f"{x:.9g}") for half in halves for x in half[0, 3, : half.shape[-1] // 2].tolist()]
+        halves = halves[::-1] if c.model_type == "gptj" else [half[..., : half.shape[-1] // 2] for half in halves]
+        values = [float(f"{x:.9g}") for half in halves for x in half[0, 3].tolist()]
         if values not in rotations:
             rotations.append(values)
         return rotations.index(values)
 
-    for i, block in enumerate(text.layers):
-        attn = getattr(block, "self_attn", None) or block.attention
+    blocks = text.h if c.model_type == "gptj" else text.layers
+    attention = lambda block: next(getattr(block, name) for name in ("self_attn", "attention", "attn") if hasattr(block, name))
+    for i, block in enumerate(blocks):
+        attn = attention(block)
         window = c.sliding_window if c.model_type == "phi3" else getattr(attn, "sliding_window", None)
         # Of a window to both sides that of the mask is exclusive.
         window = window - 1 if window and not attn.is_causal else window
         kind = [types[i]] if c.model_type in ("gemma3_text", "olmo3") else []
         cap = attn.attn_logit_softcapping if c.model_type == "gemma2" else None
-        layer = {"window": window, "scaling": attn.scaling, "softcap": cap, "rotation": rotation(4, kind)}
+        layer = {"window": window, "scaling": attn.scaling, "softcap": cap, "rotates": bool(getattr(attn, "use_rope", True)), "rotation": rotation(4, kind)}
         if c.model_type == "phi3" and c.rope_parameters["rope_type"] == "longrope":
             layer["long_rotation"] = rotation(c.rope_parameters["original_max_position_embeddings"] + 1, kind)
         layers.append(layer)
-    block = text.layers[0]
-    attn = getattr(block, "self_attn", None) or block.attention
+    block = blocks[0]
+    attn = attention(block)
     projections = {name.split(".")[-1]: (list(module.weight.shape), module.bias is not None) for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
-    norm = getattr(text, "norm", None) or text.final_layer_norm
+    norm = next(getattr(text, name) for name in ("norm", "final_layer_norm", "final_layernorm", "ln_f") if hasattr(text, name))
     head = model.get_output_embeddings()
     x = torch.tensor(0.7)
     generation = config if given["model_type"] != "gemma3" else c
@@ -153,14 +165,16 @@ def facts(given):
     return {
         "projections": projections,
         "head_dim": getattr(attn, "head_dim", None) or attn.head_size,
-        "norms": sorted(name for name, module in block.named_modules() if "norm" in name),
+        "norms": sorted(name for name, module in block.named_modules() if "norm" in name or "ln_" in name),
         "qk_norm": getattr(attn, "q_norm").weight.shape[0] if hasattr(attn, "q_norm") else None,
         "eps": getattr(norm, "eps", None) or getattr(norm, "variance_epsilon"),
         "act": act(block.mlp)(x).item(),
         "embed_scale": float(getattr(text.embed_tokens, "scalar_embed_scale", c.hidden_size**0.5 if c.model_type == "gemma2" else 1.0)) if hasattr(text, "embed_tokens") else 1.0,
         "logit_softcap": c.final_logit_softcapping if given["model_type"] in ("gemma2", "gemma3_text") else None,
         "is_causal": attn.is_causal,
-        "parallel": getattr(block, "use_parallel_residual", False),
+        "parallel": getattr(block, "use_parallel_residual", c.model_type in ("phi", "gptj")),
+        "neighbours": c.model_type == "gptj",
+        "head_bias": head.bias is not None,
         "tied": head.weight is text.get_input_embeddings().weight,
         "max_position_embeddings": c.max_position_embeddings,
         "vocab_size": head.weight.shape[0],

@@ -237,6 +237,11 @@ DIRECTORIES = [
     ("llama2", "phi3", {}),
     ("llama2", "phi3", {"legacy": False, "tokenizer_class": "LlamaTokenizerFast", "add_bos_token": False}),
     ("llama3", "phi3", {"tokenizer_class": "GPT2Tokenizer"}),
+    ("gpt2", "phi", {"tokenizer_class": "CodeGenTokenizer"}),
+    ("gpt2", "phi", {"tokenizer_class": None}),
+    ("llama3", "phi", {"tokenizer_class": "CodeGenTokenizerFast", "add_prefix_space": True, "add_bos_token": True}),
+    ("gpt2", "gptj", {"tokenizer_class": "GPT2Tokenizer"}),
+    ("llama3", "gptj", {"tokenizer_class": None}),
 ]
 
 

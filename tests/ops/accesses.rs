@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use llamaprobe::arch::{self, Dtype, RmsWeight};
+use llamaprobe::arch::{self, Dtype, RmsWeight, RopePairs};
 use llamaprobe::backend::ops::{AdamwStep, LinearDims, LoraSite, PromptSite, RunRange};
 use llamaprobe::pack::{Label, Pack, PackBuilder, Parent, Token};
 use llamaprobe::quantization::BlockFormat;
@@ -65,9 +65,20 @@ fn cases() -> Vec<Case> {
     };
     let none = PromptSite { offset: 0, stride: 0, rows: 0 };
     let embed = Embed { pack: pack.clone(), vocab: packs::VOCAB, width, site: none, runs: 0, scale: 1.0 };
-    let rope = Rope { pack: pack.clone(), heads: 2, head_dim: 128, rotary_dim: 128, cos_sin: vec![0.5; 16 * 128] };
-    let entropy =
-        CrossEntropy { dims: LinearDims { rows: 2, input: 64, output: 4096 }, targets: vec![1, 2], softcap: None };
+    let rope = Rope {
+        pack: pack.clone(),
+        heads: 2,
+        head_dim: 128,
+        rotary_dim: 128,
+        pairs: RopePairs::Halves,
+        cos_sin: vec![0.5; 16 * 128],
+    };
+    let entropy = CrossEntropy {
+        dims: LinearDims { rows: 2, input: 64, output: 4096 },
+        biased: false,
+        targets: vec![1, 2],
+        softcap: None,
+    };
     vec![
         Case::new("lora 8", site(8)),
         Case::new("lora 16", site(16)),

@@ -13,11 +13,22 @@ use super::simt::recorder::{Recorder, elements, list, rows};
 use super::simt::tape::Arg::{At, Float, Int, Long};
 use super::simt::tape::Buffer;
 
-/// x, head -> logits
+/// x, head, and its bias if there is one -> logits
 #[derive(Clone, Debug)]
 pub struct Logits {
     pub dims: LinearDims,
+    pub biased: bool,
     pub softcap: Option<f64>,
+}
+
+/// The product, and the bias added to it.
+fn product(p: Precision, dims: LinearDims, inputs: &[Vec<f64>]) -> Vec<f64> {
+    let mut logits = naive::product(p, dims, &inputs[0], &inputs[1]);
+    let Some(bias) = inputs.get(2) else { return logits };
+    for row in logits.chunks_mut(dims.output) {
+        row.iter_mut().zip(bias).for_each(|(x, b)| *x = p.a(*x + b));
+    }
+    logits
 }
 
 /// A logit under a soft cap, and its slope.
@@ -27,9 +38,19 @@ fn capped(p: Precision, x: f64, softcap: Option<f64>) -> (f64, f64) {
     (p.a(p.a(cap) * t), p.a(1.0 - p.a(t * t)))
 }
 
-/// Records the cap's kernel on logits, if there is one.
-fn apply_softcap(r: &mut Recorder<'_>, logits: Buffer, softcap: Option<f64>, len: usize) {
+/// Records the kernels of the bias and of the cap on logits, if there are such.
+fn bias_and_cap(
+    r: &mut Recorder<'_>,
+    logits: Buffer,
+    (bias, softcap): (Option<&Vec<f64>>, Option<f64>),
+    LinearDims { rows: n, output, .. }: LinearDims,
+) {
+    if let Some(bias) = bias {
+        let bias = r.tape.compute(bias);
+        r.run("logits_bias", rows(n), &[At(logits), At(bias), Int(n), Int(output)]);
+    }
     if let Some(cap) = softcap {
+        let len = n * output;
         r.run("logits_softcap", elements(len), &[At(logits), Float(cap), Long(len)]);
     }
 }
@@ -41,7 +62,9 @@ impl Operation for Logits {
 
     fn inputs(&self) -> Vec<Array> {
         let LinearDims { rows, input, output } = self.dims;
-        vec![compute("x", rows * input), compute("head", output * input).scaled(0.5)]
+        let mut inputs = vec![compute("x", rows * input), compute("head", output * input).scaled(0.5)];
+        inputs.extend(self.biased.then(|| compute("bias", output)));
+        inputs
     }
 
     fn outputs(&self) -> Vec<Array> {
@@ -49,25 +72,26 @@ impl Operation for Logits {
     }
 
     fn naive_forward(&self, p: Precision, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let logits = naive::product(p, self.dims, &inputs[0], &inputs[1]).into_iter();
+        let logits = product(p, self.dims, inputs).into_iter();
         vec![logits.map(|x| capped(p, x, self.softcap).0).collect()]
     }
 
     fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
         let (x, head) = (device::compute(b, &inputs[0]), device::weight(b, &inputs[1]));
-        let (logits, x, head, &Self { dims, softcap }) = (&mut out.acc[0], &x, &head, self);
-        b.logits_fwd(ops::LogitsFwd { logits, x, head, dims, softcap });
+        let bias = inputs.get(2).map(|bias| device::weight(b, bias));
+        let (logits, x, head, bias) = (&mut out.acc[0], &x, &head, bias.as_ref());
+        b.logits_fwd(ops::LogitsFwd { logits, x, head, bias, dims: self.dims, softcap: self.softcap });
     }
 
-    /// Without a cap its logits are a dense product alone.
+    /// Without a bias and a cap its logits are a dense product alone.
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
-        if self.softcap.is_none() {
+        if self.softcap.is_none() && !self.biased {
             return false;
         }
         let logits = naive::product(Precision::F64, self.dims, &case.inputs[0], &case.inputs[1]);
         let buffer = r.tape.acc(&logits);
         r.in_place(0, buffer, Role::Acc);
-        apply_softcap(r, buffer, self.softcap, logits.len());
+        bias_and_cap(r, buffer, (case.inputs.get(2), self.softcap), self.dims);
         true
     }
 
@@ -80,10 +104,11 @@ impl Operation for Logits {
     }
 }
 
-/// x, head -> loss
+/// x, head, and its bias if there is one -> loss
 #[derive(Clone, Debug)]
 pub struct CrossEntropy {
     pub dims: LinearDims,
+    pub biased: bool,
     pub targets: Vec<u32>,
     pub softcap: Option<f64>,
 }
@@ -91,7 +116,7 @@ pub struct CrossEntropy {
 impl CrossEntropy {
     /// The logits, rounded, and the slopes of their cap.
     fn logits(&self, p: Precision, inputs: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
-        let logits = naive::product(p, self.dims, &inputs[0], &inputs[1]).into_iter();
+        let logits = product(p, self.dims, inputs).into_iter();
         let capped = logits.map(|x| capped(p, p.c(x), self.softcap));
         capped.map(|(x, slope)| (p.c(x), slope)).unzip()
     }
@@ -105,7 +130,9 @@ impl Operation for CrossEntropy {
     fn inputs(&self) -> Vec<Array> {
         let LinearDims { rows, input, output } = self.dims;
         let head = compute("head", output * input).scaled(0.5).gradient_added();
-        vec![compute("x", rows * input).gradient(Role::Acc), head]
+        let mut inputs = vec![compute("x", rows * input).gradient(Role::Acc), head];
+        inputs.extend(self.biased.then(|| compute("bias", output).gradient_added()));
+        inputs
     }
 
     fn outputs(&self) -> Vec<Array> {
@@ -129,13 +156,17 @@ impl Operation for CrossEntropy {
             }
         }
         naive::product_backward(p, d, self.dims, inputs, &d_logits);
+        for row in d_logits.chunks(self.dims.output).filter(|_| self.biased) {
+            d[2].iter_mut().zip(row).for_each(|(d, x)| *d = p.a(*d + x));
+        }
     }
 
     fn forward<B: Backend>(&self, b: &mut B, inputs: &[Vec<f64>], out: &mut Outputs<B>) {
         let (x, head) = (&device::compute(b, &inputs[0]), &device::weight(b, &inputs[1]));
-        let (loss, targets) = (&mut out.acc[0], &b.index(&self.targets).unwrap());
+        let bias = inputs.get(2).map(|bias| device::weight(b, bias));
+        let (loss, targets, bias) = (&mut out.acc[0], &b.index(&self.targets).unwrap(), bias.as_ref());
         let &Self { dims, softcap, .. } = self;
-        b.cross_entropy_fwd(ops::CrossEntropyFwd { loss, x, head, targets, dims, softcap });
+        b.cross_entropy_fwd(ops::CrossEntropyFwd { loss, x, head, bias, targets, dims, softcap });
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
@@ -143,13 +174,19 @@ impl Operation for CrossEntropy {
         let (x, head) = (&device::compute(b, &given.inputs[0]), &device::weight(b, &given.inputs[1]));
         let (targets, row_weights) = (&b.index(&self.targets).unwrap(), &device::acc(b, &given.d_outputs[0]));
         let (mut loss, mut d_x) = (device::acc(b, &vec![SENTINEL; dims.rows]), device::acc(b, &given.start[0]));
-        let mut d_head = device::inside(b, &given.start[1]);
+        let bias = given.inputs.get(2).map(|bias| device::weight(b, bias));
+        let bias = bias.as_ref();
+        // The head's, then its bias's.
+        let mut d_head = device::inside(b, &given.start[1..].concat());
+        let head_len = dims.output * dims.input;
+        let of_bias = bias.map(|_| BEFORE + head_len);
         b.cross_entropy_bwd(ops::CrossEntropyBwd {
             loss: &mut loss,
             d_x: &mut d_x,
-            d_head: Some((&mut d_head, BEFORE)),
+            d_head: Some(ops::HeadGradient { d: &mut d_head, weight: BEFORE, bias: of_bias }),
             x,
             head,
+            bias,
             targets,
             row_weights,
             dims,
@@ -166,6 +203,7 @@ impl Operation for CrossEntropy {
             d_head: None,
             x,
             head,
+            bias,
             targets,
             row_weights,
             dims,
@@ -173,7 +211,11 @@ impl Operation for CrossEntropy {
         });
         let again = device::read_acc(b, &again, given.len(0));
         assert_eq!(again, d_x, "cross_entropy_bwd: d_x with and without d_head");
-        vec![Some(d_x), Some(device::read_inside(b, &d_head, given.len(1)))]
+        let mut d_head = device::read_inside(b, &d_head, head_len + bias.map_or(0, |_| dims.output));
+        let d_bias = d_head.split_off(head_len);
+        let mut gradients = vec![Some(d_x), Some(d_head)];
+        gradients.extend(self.biased.then_some(Some(d_bias)));
+        gradients
     }
 
     fn launch(&self, case: &Case, r: &mut Recorder<'_>) -> bool {
@@ -182,7 +224,7 @@ impl Operation for CrossEntropy {
         let dot = |i: usize| (0..input).map(|c| x[i / output * input + c] * head[i % output * input + c]).sum();
         let logits: Vec<f64> = (0..n * output).map(dot).collect();
         let (logits, targets) = (r.tape.acc(&logits), At(r.tape.ints(&list(&self.targets))));
-        apply_softcap(r, logits, self.softcap, n * output);
+        bias_and_cap(r, logits, (case.inputs.get(2), self.softcap), self.dims);
         let (logits, inverse_cap) = (At(logits), Float(self.softcap.map_or(0.0, |cap| 1.0 / cap)));
         let weights = At(r.tape.acc(&case.d_outputs[0]));
         let [loss, again] = [0, 0].map(|result| At(r.output(result, n, Role::Acc)));
@@ -195,31 +237,37 @@ impl Operation for CrossEntropy {
     }
 
     fn row_results(&self) -> Option<RowResults> {
-        Some(RowResults { inputs: &[0], gradients: &[true, false] })
+        let gradients: &[bool] = if self.biased { &[true, false, false] } else { &[true, false] };
+        Some(RowResults { inputs: &[0], gradients })
     }
 
     fn select(&self, rows: &[usize], _: Option<Pack>) -> Option<Self> {
         let targets = rows.iter().map(|&row| self.targets[row]).collect();
-        Some(Self { dims: LinearDims { rows: rows.len(), ..self.dims }, targets, softcap: self.softcap })
+        Some(Self { dims: LinearDims { rows: rows.len(), ..self.dims }, targets, ..*self })
     }
 }
 
 pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
     let entropy = |name: &str, dims: LinearDims, step: u32| {
         let targets = (0..dims.rows as u32).map(|row| row * step % dims.output as u32).collect();
-        let softcap = name.ends_with("capped").then_some(1.5);
-        Case::new(name, CrossEntropy { dims, targets, softcap })
+        let (biased, softcap) = (name.contains("biased"), name.ends_with("capped").then_some(1.5));
+        Case::new(name, CrossEntropy { dims, biased, targets, softcap })
     };
     let logits = |name: &str, dims| {
         // The error is of the sum before the cap: of large sums the cap is no smaller than they are.
         let cap = if name.starts_with("large") { 6.0 } else { 1.5 };
         let softcap = name.ends_with("capped").then_some(cap);
-        Case::new(name, Logits { dims, softcap })
+        Case::new(name, Logits { dims, biased: name.contains("biased"), softcap })
     };
     match set {
         Set::Small => vec![
             logits("logits", dims(5, 6, 13)),
             logits("logits capped", dims(5, 6, 13)),
+            logits("logits biased", dims(5, 6, 13)),
+            logits("logits biased and capped", dims(5, 6, 13)),
+            entropy("cross_entropy 6x5x19 biased", dims(6, 5, 19), 5),
+            entropy("cross_entropy 6x5x19 biased and capped", dims(6, 5, 19), 5),
+            entropy("cross_entropy of nothing biased", dims(0, 3, 7), 5),
             entropy("cross_entropy 1x3x2", dims(1, 3, 2), 5),
             entropy("cross_entropy 6x5x19", dims(6, 5, 19), 5),
             entropy("cross_entropy of nothing", dims(0, 3, 7), 5),
@@ -231,12 +279,16 @@ pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
             logits("large logits capped", dims(9, 28, 517)),
             entropy("large cross_entropy", dims(21, 64, 1500), 97),
             entropy("large cross_entropy capped", dims(21, 64, 1500), 97),
+            logits("large logits biased", dims(9, 28, 516)),
+            entropy("large cross_entropy biased", dims(21, 64, 1500), 97),
         ],
         Set::Rows => vec![
             logits("logits", dims(ROWS, 64, 203)),
             logits("logits capped", dims(ROWS, 64, 203)),
             entropy("cross_entropy", dims(ROWS, 64, 203), 11),
             entropy("cross_entropy capped", dims(ROWS, 64, 203), 11),
+            logits("logits biased", dims(ROWS, 64, 203)),
+            entropy("cross_entropy biased", dims(ROWS, 64, 203), 11),
         ],
         Set::Forest => vec![],
     }
@@ -249,7 +301,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
             call: |b| {
                 let ([mut logits], [x], [head]) = device::buffers(b, [15], [5], [10]);
                 let (logits, x, head) = (&mut logits, &x, &head);
-                b.logits_fwd(ops::LogitsFwd { logits, x, head, dims: dims(3, 2, 5), softcap: None });
+                b.logits_fwd(ops::LogitsFwd { logits, x, head, bias: None, dims: dims(3, 2, 5), softcap: None });
             },
         },
         Refusal {
@@ -257,7 +309,16 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
             call: |b| {
                 let ([mut logits], [x], [head]) = device::buffers(b, [15], [6], [10]);
                 let (logits, x, head) = (&mut logits, &x, &head);
-                b.logits_fwd(ops::LogitsFwd { logits, x, head, dims: dims(3, 2, 5), softcap: Some(-1.0) });
+                let (dims, softcap) = (dims(3, 2, 5), Some(-1.0));
+                b.logits_fwd(ops::LogitsFwd { logits, x, head, bias: None, dims, softcap });
+            },
+        },
+        Refusal {
+            says: "logits_fwd: the bias's length is 4, must be 5",
+            call: |b| {
+                let ([mut logits], [x], [head, bias]) = device::buffers(b, [15], [6], [10, 4]);
+                let (logits, x, head, bias) = (&mut logits, &x, &head, Some(&bias));
+                b.logits_fwd(ops::LogitsFwd { logits, x, head, bias, dims: dims(3, 2, 5), softcap: None });
             },
         },
         Refusal {
@@ -266,7 +327,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                 let ([mut loss], [x], [head]) = device::buffers(b, [1], [2], [10]);
                 let (loss, x, head, targets) = (&mut loss, &x, &head, &b.index(&[5]).unwrap());
                 let (dims, softcap) = (dims(1, 2, 5), None);
-                b.cross_entropy_fwd(ops::CrossEntropyFwd { loss, x, head, targets, dims, softcap });
+                b.cross_entropy_fwd(ops::CrossEntropyFwd { loss, x, head, bias: None, targets, dims, softcap });
             },
         },
         Refusal {
@@ -280,6 +341,7 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                     d_head: None,
                     x: &x,
                     head: &head,
+                    bias: None,
                     targets: &targets,
                     row_weights: &row_weights,
                     dims: dims(2, 2, 5),

@@ -1,5 +1,6 @@
 //! Rotary position embedding.
 
+use llamaprobe::arch::RopePairs;
 use llamaprobe::backend::{Backend, ops};
 use llamaprobe::pack::Pack;
 
@@ -19,6 +20,7 @@ pub struct Rope {
     pub head_dim: usize,
     /// Leading elements of a head that are rotated.
     pub rotary_dim: usize,
+    pub pairs: RopePairs,
     pub cos_sin: Vec<f64>,
 }
 
@@ -35,9 +37,13 @@ impl Rope {
             let angles = &self.cos_sin[self.pack.positions()[at / self.heads] as usize * self.rotary_dim..];
             for i in 0..half {
                 let (cos, sin) = (p.a(angles[i]), p.a(sign * angles[half + i]));
-                let (a, b) = (head[i], head[i + half]);
-                head[i] = p.c(p.a(a * cos) - p.a(b * sin));
-                head[i + half] = p.c(p.a(b * cos) + p.a(a * sin));
+                let [first, second] = match self.pairs {
+                    RopePairs::Halves => [i, i + half],
+                    RopePairs::Neighbours => [2 * i, 2 * i + 1],
+                };
+                let (a, b) = (head[first], head[second]);
+                head[first] = p.c(p.a(a * cos) - p.a(b * sin));
+                head[second] = p.c(p.a(b * cos) + p.a(a * sin));
             }
         }
         out
@@ -65,16 +71,16 @@ impl Operation for Rope {
         out.compute[0] = device::compute(b, &inputs[0]);
         let (pack, cos_sin) = (&b.pack(&self.pack).unwrap(), &device::acc(b, &self.cos_sin));
         let x = &mut out.compute[0];
-        let &Self { heads, head_dim, rotary_dim, .. } = self;
-        b.rope_fwd(ops::RopeFwd { x, pack, cos_sin, heads, head_dim, rotary_dim });
+        let &Self { heads, head_dim, rotary_dim, pairs, .. } = self;
+        b.rope_fwd(ops::RopeFwd { x, pack, cos_sin, heads, head_dim, rotary_dim, pairs });
     }
 
     fn backward<B: Backend>(&self, b: &mut B, given: &Given<'_>) -> Vec<Option<Vec<f64>>> {
         let (mut d_x, pack, cos_sin) =
             (device::compute(b, &given.d_outputs[0]), b.pack(&self.pack).unwrap(), device::acc(b, &self.cos_sin));
         let (d_x_out, pack, cos_sin) = (&mut d_x, &pack, &cos_sin);
-        let &Self { heads, head_dim, rotary_dim, .. } = self;
-        b.rope_bwd(ops::RopeBwd { d_x: d_x_out, pack, cos_sin, heads, head_dim, rotary_dim });
+        let &Self { heads, head_dim, rotary_dim, pairs, .. } = self;
+        b.rope_bwd(ops::RopeBwd { d_x: d_x_out, pack, cos_sin, heads, head_dim, rotary_dim, pairs });
         vec![Some(device::read_compute(b, &d_x, given.len(0)))]
     }
 
@@ -84,7 +90,11 @@ impl Operation for Rope {
         let dims = |heads, too| {
             [&[positions, table, Int(n)], &[heads, too, self.head_dim, self.rotary_dim].map(Int)[..]].concat()
         };
-        for (result, name, x) in [(0, "rope_fwd", &case.inputs[0]), (1, "rope_bwd", &case.d_outputs[0])] {
+        let names = match self.pairs {
+            RopePairs::Halves => ["rope_fwd", "rope_bwd"],
+            RopePairs::Neighbours => ["rope_neighbours_fwd", "rope_neighbours_bwd"],
+        };
+        for (result, name, x) in [(0, names[0], &case.inputs[0]), (1, names[1], &case.d_outputs[0])] {
             let mut tensor = || {
                 let x = r.tape.compute(x);
                 r.in_place(result, x, Role::Compute);
@@ -97,7 +107,8 @@ impl Operation for Rope {
             r.run(name, [n, 2, 1], &[&[first, beside], &dims(self.heads, 1)[..]].concat());
             r.run(name, [n, 2, 1], &[&[before, second], &dims(1, self.heads)[..]].concat());
         }
-        if self.rotary_dim == self.head_dim && self.head_dim.is_multiple_of(64) {
+        let whole = self.rotary_dim == self.head_dim && self.head_dim.is_multiple_of(64);
+        if whole && self.pairs == RopePairs::Halves {
             // The same behind a LoRA that adds nothing.
             let (width, zero) = (self.heads * self.head_dim, Long(0));
             let tile = |row: usize| [0, row as i32, (n - row).min(16) as i32];
@@ -138,22 +149,24 @@ pub fn cos_sin(positions: usize, rotary_dim: usize) -> Vec<f64> {
 pub fn cases<B: Backend>(_: &mut B, set: Set) -> Vec<Case> {
     match set {
         Set::Small => {
-            let case = |(heads, head_dim, rotary_dim)| {
+            let case = |(heads, head_dim, rotary_dim), pairs: RopePairs| {
                 let pack = packs::trees();
                 let cos_sin = cos_sin(pack.longest() + 2, rotary_dim);
-                let op = Rope { pack, heads, head_dim, rotary_dim, cos_sin };
-                Case::new(format!("rope {heads}x{head_dim} of {rotary_dim}"), op)
+                let op = Rope { pack, heads, head_dim, rotary_dim, pairs, cos_sin };
+                Case::new(format!("rope {heads}x{head_dim} of {rotary_dim} {pairs:?}"), op)
             };
-            [(1, 2, 2), (3, 6, 6), (2, 7, 4), (2, 32, 16), (2, 5, 0), (2, 64, 64)].map(case).into()
+            let dims = [(1, 2, 2), (3, 6, 6), (2, 7, 4), (2, 32, 16), (2, 5, 0), (2, 64, 64)];
+            let both = [RopePairs::Halves, RopePairs::Neighbours];
+            both.into_iter().flat_map(|pairs| dims.map(|dims| case(dims, pairs))).collect()
         }
         Set::Forest => {
             let pack = packs::large_forest();
-            let case = |(head_dim, rotary_dim)| {
+            let case = |(head_dim, rotary_dim, pairs): (usize, usize, RopePairs)| {
                 let cos_sin = cos_sin(pack.longest(), rotary_dim);
-                let op = Rope { pack: pack.clone(), heads: 3, head_dim, rotary_dim, cos_sin };
-                Case::new(format!("rope {head_dim} of {rotary_dim}"), op)
+                let op = Rope { pack: pack.clone(), heads: 3, head_dim, rotary_dim, pairs, cos_sin };
+                Case::new(format!("rope {head_dim} of {rotary_dim} {pairs:?}"), op)
             };
-            [(6, 6), (10, 4)].map(case).into()
+            [(6, 6, RopePairs::Halves), (10, 4, RopePairs::Halves), (10, 4, RopePairs::Neighbours)].map(case).into()
         }
         Set::Large | Set::Rows => vec![],
     }
@@ -167,7 +180,8 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                 let ([cos_sin], [mut x], []) = device::buffers(b, [6], [6], []);
                 let pack = &b.pack(&packs::flat(&[2])).unwrap();
                 let (x, cos_sin) = (&mut x, &cos_sin);
-                b.rope_fwd(ops::RopeFwd { x, pack, cos_sin, heads: 1, head_dim: 3, rotary_dim: 3 });
+                let pairs = RopePairs::Halves;
+                b.rope_fwd(ops::RopeFwd { x, pack, cos_sin, heads: 1, head_dim: 3, rotary_dim: 3, pairs });
             },
         },
         Refusal {
@@ -176,7 +190,8 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                 let ([cos_sin], [mut x], []) = device::buffers(b, [12], [8], []);
                 let pack = &b.pack(&packs::flat(&[2])).unwrap();
                 let (x, cos_sin) = (&mut x, &cos_sin);
-                b.rope_fwd(ops::RopeFwd { x, pack, cos_sin, heads: 1, head_dim: 4, rotary_dim: 6 });
+                let pairs = RopePairs::Neighbours;
+                b.rope_fwd(ops::RopeFwd { x, pack, cos_sin, heads: 1, head_dim: 4, rotary_dim: 6, pairs });
             },
         },
         Refusal {
@@ -185,7 +200,8 @@ pub fn refusals<B: Backend>() -> Vec<Refusal<B>> {
                 let ([cos_sin], [mut d_x], []) = device::buffers(b, [7], [8], []);
                 let pack = &b.pack(&packs::flat(&[2])).unwrap();
                 let (d_x, cos_sin) = (&mut d_x, &cos_sin);
-                b.rope_bwd(ops::RopeBwd { d_x, pack, cos_sin, heads: 1, head_dim: 4, rotary_dim: 4 });
+                let pairs = RopePairs::Halves;
+                b.rope_bwd(ops::RopeBwd { d_x, pack, cos_sin, heads: 1, head_dim: 4, rotary_dim: 4, pairs });
             },
         },
     ]

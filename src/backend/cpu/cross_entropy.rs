@@ -5,12 +5,13 @@ use super::Cpu;
 use super::context::{Context, carve};
 use super::gemm::{Gemm, Operand};
 use super::kernel::Kernel;
-use super::linear::acc_product;
+use super::linear::{acc_product, add_columns};
 use super::parallel::{each_part, rows};
+use super::rows::accumulate;
 use super::simd::{Element, Float, largest, multiversion, softcap, sum};
 use super::weight::Weight;
-use crate::backend::HostSlice;
-use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd};
+use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, HeadGradient, LinearDims, LogitsFwd};
+use crate::backend::{HostSlice, Len};
 
 /// Logits that exist at a time, at most (if one row has no more): 32 MiB in single precision. Fewer were slower, since the
 /// head is read again for each chunk.
@@ -19,44 +20,54 @@ const LOGITS: usize = 1 << 23;
 impl<A: Float> CrossEntropyOps for Cpu<A> {
     fn logits_fwd(&mut self, op: LogitsFwd<'_, Self>) {
         let _span = self.begin(&op);
-        let LogitsFwd { logits, x, head, dims, softcap } = op;
-        self::logits(&mut self.cx.gemm, logits, x.view(), head, dims);
-        let Some(cap) = softcap.map(A::from_f64) else { return };
-        let (exec, out) = (&self.cx.exec, rows("logits_fwd", logits, dims.rows, dims.output));
-        each_part(&exec.pool, dims.rows, dims.output, out, |_, part| apply_softcap(exec.isa, part, &mut [], cap));
+        let LogitsFwd { logits, x, head, bias, dims, softcap } = op;
+        let Context { exec, gemm, memory, .. } = &mut self.cx;
+        self::logits(gemm, logits, x.view(), head, dims);
+        let bias = bias.map_or(&[][..], |bias| bias.widened(exec.isa, memory));
+        let cap = softcap.map(A::from_f64);
+        if cap.is_none() && bias.is_empty() {
+            return;
+        }
+        let out = rows("logits_fwd", logits, dims.rows, dims.output);
+        each_part(&exec.pool, dims.rows, dims.output, out, |_, part| {
+            part.chunks_exact_mut(dims.output).for_each(|row| accumulate(exec.isa, row, bias));
+            if let Some(cap) = cap {
+                apply_softcap(exec.isa, part, &mut [], cap);
+            }
+        });
     }
 
     fn cross_entropy_fwd(&mut self, op: CrossEntropyFwd<'_, Self>) {
         let _span = self.begin(&op);
-        let CrossEntropyFwd { loss, x, head, targets, dims, softcap } = op;
-        self.run(Sweep { loss, gradients: None, x: x.view(), head, targets, dims, softcap });
+        let CrossEntropyFwd { loss, x, head, bias, targets, dims, softcap } = op;
+        self.run(Sweep { loss, gradients: None, x: x.view(), head, bias, targets, dims, softcap });
     }
 
     fn cross_entropy_bwd(&mut self, op: CrossEntropyBwd<'_, Self>) {
         let _span = self.begin(&op);
-        let CrossEntropyBwd { loss, d_x, d_head, x, head, targets, row_weights, dims, softcap } = op;
-        let d_head = d_head.map(|(d_head, offset)| &mut d_head[offset..]);
+        let CrossEntropyBwd { loss, d_x, d_head, x, head, bias, targets, row_weights, dims, softcap } = op;
         let gradients = Some(Gradients { d_x, d_head, row_weights });
-        self.run(Sweep { loss, gradients, x: x.view(), head, targets, dims, softcap });
+        self.run(Sweep { loss, gradients, x: x.view(), head, bias, targets, dims, softcap });
     }
 }
 
 /// What the backward adds to the forward.
-struct Gradients<'a, A> {
+struct Gradients<'a, A: Float> {
     /// `[M, C]`, `=`.
     d_x: &'a mut [A],
-    /// `[V, C]`, `+=`.
-    d_head: Option<&'a mut [A]>,
+    /// The head's own, `+=`.
+    d_head: Option<HeadGradient<'a, Cpu<A>>>,
     /// `[M]`.
     row_weights: &'a [A],
 }
 
 /// Forward and, with `gradients`, backward.
-struct Sweep<'a, A> {
+struct Sweep<'a, A: Float> {
     loss: &'a mut [A],
     gradients: Option<Gradients<'a, A>>,
     x: HostSlice<'a>,
     head: &'a Weight,
+    bias: Option<&'a Weight>,
     targets: &'a [u32],
     dims: LinearDims,
     softcap: Option<f64>,
@@ -70,9 +81,9 @@ fn logits<A: Float>(gemm: &mut Gemm<A>, out: &mut [A], x: HostSlice<'_>, head: &
 
 impl<A: Float> Kernel<A> for Sweep<'_, A> {
     fn run<C: Element<A>>(self, cx: &mut Context<A>) {
-        let Self { loss, mut gradients, x, head, targets, dims, softcap } = self;
+        let Self { loss, mut gradients, x, head, bias, targets, dims, softcap } = self;
         let cap = softcap.map(A::from_f64);
-        let Context { gemm, memory, .. } = cx;
+        let Context { exec, gemm, memory, .. } = cx;
         let LinearDims { rows: all, input, output } = dims;
         let isa = gemm.isa();
         let chunk = (LOGITS / output).max(1);
@@ -83,8 +94,12 @@ impl<A: Float> Kernel<A> for Sweep<'_, A> {
             let narrowed = if narrow { count * output } else { 0 };
             // What capped logits let through of their gradients.
             let slopes = if cap.is_some() && gradients.is_some() { count * output } else { 0 };
-            let lens = [count * output, narrowed.div_ceil(size_of::<A>() / size_of::<C>()), slopes];
-            let [logits, d_logits, slopes] = carve(memory, lens);
+            let narrowed_len = narrowed.div_ceil(size_of::<A>() / size_of::<C>());
+            let lens = [count * output, narrowed_len, slopes, bias.map_or(0, Len::len)];
+            let [logits, d_logits, slopes, wide_bias] = carve(memory, lens);
+            if let Some(bias) = bias {
+                bias.read(isa, wide_bias, 0);
+            }
             let of_row = slopes.len() / count;
             let d_logits = &mut bytemuck::cast_slice_mut::<A, C>(d_logits)[..narrowed];
             let x = x.range(first * input..(first + count) * input);
@@ -99,6 +114,7 @@ impl<A: Float> Kernel<A> for Sweep<'_, A> {
                 let mut d_logits = d_logits.chunks_exact_mut(output);
                 for (i, (logits, loss)) in logits.chunks_exact_mut(output).zip(loss).enumerate() {
                     let slopes = &mut slopes[i * of_row..][..of_row];
+                    accumulate(isa, logits, wide_bias);
                     if let Some(cap) = cap {
                         apply_softcap(isa, logits, slopes, cap);
                     }
@@ -114,9 +130,15 @@ impl<A: Float> Kernel<A> for Sweep<'_, A> {
             let d_x = &mut d_x[first * input..][..count * input];
             let left = if narrow { Operand::new(&*d_logits, output) } else { Operand::new(&*logits, output) };
             acc_product(gemm, [count, input, output], left, head.operand(input).transposed(), d_x, false);
-            if let Some(d_head) = d_head {
+            if let Some(HeadGradient { d, weight, bias }) = d_head {
                 let right = Operand::host(x, input).transposed();
-                acc_product(gemm, [output, input, count], left.transposed(), right, d_head, true);
+                acc_product(gemm, [output, input, count], left.transposed(), right, &mut d[*weight..], true);
+                let d_bias = bias.map(|from| &mut d[from..from + output]);
+                match d_bias {
+                    Some(d_bias) if narrow => add_columns(exec, d_bias, d_logits, count),
+                    Some(d_bias) => add_columns(exec, d_bias, logits, count),
+                    None => {}
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Linear maps: all products of [`Gemm`], which cuts them into tasks; what is stored is rounded, or added, in the same sweep.
 
 use super::Cpu;
-use super::context::Context;
+use super::context::{Context, Exec};
 use super::gemm::transpose::transpose_rounded;
 use super::gemm::{Gemm, Operand, Sink};
 use super::kernel::Kernel;
@@ -84,12 +84,16 @@ impl<A: Float, C: Element<A>> Sink<A> for Rounded<'_, A, C> {
 impl<A: Float> Kernel<A> for LinearBwdBias<'_, Cpu<A>> {
     fn run<C: Element<A>>(self, cx: &mut Context<A>) {
         let Self { d_bias, offset, d_out, rows: count, output } = self;
-        let (exec, d_out) = (&cx.exec, C::slice(d_out));
-        let d_bias = rows("linear_bwd_bias", &mut d_bias[offset..], output, 1);
-        each_part(&exec.pool, output, count, d_bias, |first, d_bias| {
-            sum_columns(exec.isa, d_bias, &d_out[first..], count, output);
-        });
+        add_columns(&cx.exec, &mut d_bias[offset..][..output], C::slice(d_out), count);
     }
+}
+
+/// `d_bias [output] +=` the sum over the `count` rows of `d_out`, in row order.
+pub fn add_columns<A: Float, C: Element<A>>(exec: &Exec, d_bias: &mut [A], d_out: &[C], count: usize) {
+    let output = d_bias.len();
+    each_part(&exec.pool, output, count, rows("linear_bwd_bias", d_bias, output, 1), |first, d_bias| {
+        sum_columns(exec.isa, d_bias, &d_out[first..], count, output);
+    });
 }
 
 multiversion! {

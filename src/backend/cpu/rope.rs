@@ -6,6 +6,7 @@ use super::context::Context;
 use super::kernel::Kernel;
 use super::parallel::{each_part, rows};
 use super::simd::{Element, Float, each_lanes, multiversion, some, some_mut};
+use crate::arch::RopePairs;
 use crate::backend::ops::{RopeBwd, RopeFwd, RopeOps};
 use crate::pack::Pack;
 
@@ -23,15 +24,17 @@ impl<A: Float> RopeOps for Cpu<A> {
 
 impl<A: Float> Kernel<A> for RopeFwd<'_, Cpu<A>> {
     fn run<C: Element<A>>(self, cx: &mut Context<A>) {
-        let Self { x, pack, cos_sin, heads, head_dim, rotary_dim } = self;
-        rotate_rows(cx, "rope_fwd", C::slice_mut(x), pack, cos_sin, [heads, head_dim, rotary_dim], A::ONE);
+        let Self { x, pack, cos_sin, heads, head_dim, rotary_dim, pairs } = self;
+        let dims = [heads, head_dim, rotary_dim];
+        rotate_rows(cx, "rope_fwd", C::slice_mut(x), pack, cos_sin, dims, (pairs, A::ONE));
     }
 }
 
 impl<A: Float> Kernel<A> for RopeBwd<'_, Cpu<A>> {
     fn run<C: Element<A>>(self, cx: &mut Context<A>) {
-        let Self { d_x, pack, cos_sin, heads, head_dim, rotary_dim } = self;
-        rotate_rows(cx, "rope_bwd", C::slice_mut(d_x), pack, cos_sin, [heads, head_dim, rotary_dim], -A::ONE);
+        let Self { d_x, pack, cos_sin, heads, head_dim, rotary_dim, pairs } = self;
+        let dims = [heads, head_dim, rotary_dim];
+        rotate_rows(cx, "rope_bwd", C::slice_mut(d_x), pack, cos_sin, dims, (pairs, -A::ONE));
     }
 }
 
@@ -55,19 +58,38 @@ fn rotate_rows<A: Float, C: Element<A>>(
     pack: &Pack,
     cos_sin: &[A],
     [heads, head_dim, rotary_dim]: [usize; 3],
-    sign: A,
+    (pairs, sign): (RopePairs, A),
 ) {
     let (exec, width) = (&cx.exec, heads * head_dim);
     each_part(&exec.pool, pack.len(), width, rows(op, x, pack.len(), width), |first, x| {
         for (i, x) in x.chunks_exact_mut(width).enumerate() {
             let position = pack.positions()[first + i] as usize;
-            rotate(exec.isa, x, &cos_sin[position * rotary_dim..][..rotary_dim], head_dim, sign);
+            let angles = &cos_sin[position * rotary_dim..][..rotary_dim];
+            match pairs {
+                RopePairs::Halves => rotate(exec.isa, x, angles, head_dim, sign),
+                RopePairs::Neighbours => rotate_neighbours(exec.isa, x, angles, head_dim, sign),
+            }
         }
     });
 }
 
 multiversion! {
-    /// Rotates the leading elements of every head by the angles, times `sign`, in place.
+    /// The same of pairs that are neighbours.
+    fn rotate_neighbours[A: Float, C: Element<A>](x: &mut [C], cos_sin: &[A], head_dim: usize, sign: A) {
+        let half = cos_sin.len() / 2;
+        let (cos, sin) = cos_sin.split_at(half);
+        for head in x.chunks_exact_mut(head_dim) {
+            for ((pair, &cos), &sin) in head[..2 * half].chunks_exact_mut(2).zip(cos).zip(sin) {
+                let [[a], [b]] = turned::<A, C, 1>([&[pair[0]], &[pair[1]]], &[cos], &[sign * sin]);
+                pair.copy_from_slice(&[a, b]);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Rotates the leading elements of every head by the angles, times `sign`, in place: those of its first half with those of
+    /// its second.
     fn rotate[A: Float, C: Element<A>](x: &mut [C], cos_sin: &[A], head_dim: usize, sign: A) {
         let half = cos_sin.len() / 2;
         let (cos, sin) = cos_sin.split_at(half);

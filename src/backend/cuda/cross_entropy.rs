@@ -2,11 +2,14 @@
 
 use super::Cuda;
 use super::context::Context;
-use super::launch::{Kernel, LaunchDims, acc_at, acc_ptr, compute_ptr, float, int, long, table};
+use super::launch::{Kernel, LaunchDims, acc_at, acc_ptr, compute, compute_ptr, float, int, long, table};
 use super::linear::{self, ForwardOperands, InputGradOperands, WeightGradOperands};
 use super::memory::DevicePtr;
 use super::projections::Product;
-use crate::backend::ops::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LinearDims, LogitsFwd, Op, logit_chunks};
+use super::weight::Weight;
+use crate::backend::ops::{
+    CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, HeadGradient, LinearDims, LogitsFwd, Op, logit_chunks,
+};
 use crate::backend::scratch::chunk_len;
 
 const FILE: &str = "cross_entropy";
@@ -21,9 +24,20 @@ fn targets_from(targets: &super::Index, from: usize) -> DevicePtr {
     targets.ptr().add(from * size_of::<i32>())
 }
 
-/// `logits [len] = cap * tanh(logits / cap)`, if there is a cap.
-fn apply_softcap(cx: &mut Context, name: &'static str, logits: DevicePtr, softcap: Option<f64>, len: usize) {
+/// `logits [rows, output] += bias` and then `= cap * tanh(logits / cap)`, if there are such.
+fn bias_and_cap(
+    cx: &mut Context,
+    name: &'static str,
+    logits: DevicePtr,
+    (bias, softcap): (Option<&Weight>, Option<f64>),
+    LinearDims { rows, output, .. }: LinearDims,
+) {
+    if let Some(bias) = bias {
+        let args = [acc_ptr(logits), compute(bias.dense()), int(rows), int(output)];
+        cx.launch(name, Kernel::new(FILE, "logits_bias"), LaunchDims::rows(rows), &args);
+    }
     if let Some(cap) = softcap {
+        let len = rows * output;
         let args = [acc_ptr(logits), float(cap), long(len)];
         cx.launch(name, Kernel::new(FILE, "logits_softcap"), LaunchDims::elements(len), &args);
     }
@@ -37,7 +51,7 @@ impl CrossEntropyOps for Cuda {
         let (out, x) = (op.logits.ptr(0), op.x.ptr(0));
         let operands = ForwardOperands { out, acc_out: true, x, weight: weight.ptr(), bias: None };
         Product::new(name, linear::forward_gemm(operands, op.dims), weight).launch(cx);
-        apply_softcap(cx, name, out, op.softcap, op.dims.rows * op.dims.output);
+        bias_and_cap(cx, name, out, (op.bias, op.softcap), op.dims);
     }
 
     fn cross_entropy_fwd(&mut self, op: CrossEntropyFwd<'_, Self>) {
@@ -49,7 +63,7 @@ impl CrossEntropyOps for Cuda {
             let operands =
                 ForwardOperands { out: logits, acc_out: true, x: op.x.ptr(from * dims.input), weight, bias: None };
             linear::forward(cx, name, operands, chunk);
-            apply_softcap(cx, name, logits, op.softcap, chunk.rows * dims.output);
+            bias_and_cap(cx, name, logits, (op.bias, op.softcap), chunk);
             let targets = table(targets_from(op.targets, from));
             let args = [acc_at(op.loss, from), acc_ptr(logits), targets, int(chunk.rows), int(dims.output)];
             cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(chunk.rows), &args);
@@ -59,7 +73,7 @@ impl CrossEntropyOps for Cuda {
     fn cross_entropy_bwd(&mut self, op: CrossEntropyBwd<'_, Self>) {
         self.begin(&op);
         let (name, cx, dims) = (CrossEntropyBwd::<Self>::NAME, &mut self.cx, op.dims);
-        let d_head = op.d_head.map(|(d_head, offset)| d_head.ptr(offset));
+        let d_head = op.d_head.map(|HeadGradient { d, weight, bias }| (d.ptr(weight), bias.map(|bias| d.ptr(bias))));
         let Some(logits) = scratch(cx, "logits", dims, size_of::<f32>()) else { return };
         let Some(d_logits) = scratch(cx, "d_logits", dims, op.x.element_size()) else { return };
         let Some(weight) = op.head.elements(cx, name) else { return };
@@ -67,7 +81,7 @@ impl CrossEntropyOps for Cuda {
             let x = op.x.ptr(from * dims.input);
             let operands = ForwardOperands { out: logits, acc_out: true, x, weight, bias: None };
             linear::forward(cx, name, operands, chunk);
-            apply_softcap(cx, name, logits, op.softcap, chunk.rows * dims.output);
+            bias_and_cap(cx, name, logits, (op.bias, op.softcap), chunk);
             let args = [
                 acc_at(op.loss, from),
                 compute_ptr(d_logits),
@@ -81,8 +95,10 @@ impl CrossEntropyOps for Cuda {
             cx.launch(name, Kernel::new(FILE, name), LaunchDims::rows(chunk.rows), &args);
             let operands = InputGradOperands { d_x: op.d_x.ptr(from * dims.input), d_out: d_logits, weight };
             linear::input_grad(cx, name, operands, chunk, false);
-            if let Some(d_weight) = d_head {
-                linear::weight_grad(cx, name, WeightGradOperands { d_weight, d_out: d_logits, x }, chunk);
+            let Some((d_weight, d_bias)) = d_head else { continue };
+            linear::weight_grad(cx, name, WeightGradOperands { d_weight, d_out: d_logits, x }, chunk);
+            if let Some(d_bias) = d_bias {
+                linear::bias_grad(cx, name, [d_bias, d_logits], chunk);
             }
         }
     }

@@ -6,6 +6,7 @@ use super::geometry::blocks2;
 use super::launch::{Arg, Kernel, LaunchDims, Param, acc_ptr, compute_ptr, int, long};
 use super::lora_launch::Rotations;
 use super::memory::DevicePtr;
+use crate::arch::RopePairs;
 use crate::backend::ops::{AttentionBwd, Op, ResidualFwd, RmsNormBwd, RopeBwd, RopeFwd};
 
 /// `out [len] = a + b`, which a norm may read.
@@ -80,23 +81,25 @@ pub struct Rotation {
     pub angles: [Arg; 2],
     /// Elements of a head, and of its rotated part.
     pub widths: [usize; 2],
+    /// Which elements are rotated together.
+    pub pairs: RopePairs,
 }
 
 impl Rotation {
     /// Whether the other is that of another tensor in the same way.
     pub fn is_like(&self, other: &Self) -> bool {
-        let key = |r: &Self| (r.name, r.rows, r.angles, r.widths);
+        let key = |r: &Self| (r.name, r.rows, r.angles, r.widths, r.pairs);
         key(self) == key(other) && self.rotated.0 != other.rotated.0
     }
 
-    /// Whether it is a forward's over whole heads.
+    /// Whether it is a forward's over whole heads, by halves.
     pub fn is_whole(&self) -> bool {
-        self.name == RopeFwd::<Cuda>::NAME && self.widths[0] == self.widths[1]
+        self.pairs == RopePairs::Halves && self.name == RopeFwd::<Cuda>::NAME && self.widths[0] == self.widths[1]
     }
 
     /// Whether it is a backward's that attention's kernels can do.
     fn is_attentions(&self) -> bool {
-        self.name == RopeBwd::<Cuda>::NAME && AttentionBwd::<Cuda>::rotates(self.widths)
+        self.name == RopeBwd::<Cuda>::NAME && AttentionBwd::<Cuda>::rotates(self.widths, self.pairs)
     }
 
     /// The rotations of a launch with this one behind them.
@@ -112,12 +115,17 @@ impl Rotation {
 
     /// One launch for this tensor and another.
     pub fn launch(self, cx: &mut Context, other: Option<Rotated>) {
-        let Self { name, rotated, rows, angles, widths } = self;
+        let Self { name, rotated, rows, angles, widths, pairs } = self;
         let tensors = 1 + usize::from(other.is_some());
         let other = other.unwrap_or((Arg::null(Param::Compute), 0));
         let sizes = [rows, rotated.1, other.1, widths[0], widths[1]].map(int);
         let args = [&[rotated.0, other.0], &angles[..], &sizes].concat();
-        cx.launch(name, Kernel::new("rope", name), LaunchDims::new(blocks2(rows, tensors)), &args);
+        let kernel = match pairs {
+            RopePairs::Halves => name,
+            RopePairs::Neighbours if name == RopeFwd::<Cuda>::NAME => "rope_neighbours_fwd",
+            RopePairs::Neighbours => "rope_neighbours_bwd",
+        };
+        cx.launch(name, Kernel::new("rope", kernel), LaunchDims::new(blocks2(rows, tensors)), &args);
     }
 }
 

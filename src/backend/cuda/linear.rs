@@ -3,7 +3,7 @@
 use super::Cuda;
 use super::context::Context;
 use super::gemm::{Gemm, GemmShape, Operands};
-use super::launch::{Kernel, LaunchDims, acc_at, compute, int};
+use super::launch::{Kernel, LaunchDims, acc_ptr, compute_ptr, int};
 use super::memory::DevicePtr;
 use super::projections::{Product, Projections, Shared};
 use crate::backend::ops::{LinearBwdBias, LinearBwdInput, LinearBwdWeight, LinearDims, LinearFwd, LinearOps, Op};
@@ -88,6 +88,12 @@ pub fn weight_grad(
     cx.gemm(op, Gemm::new(shape, Operands { a: x, b: d_out, d: d_weight, bias: None }));
 }
 
+/// `d_bias [output] +=` the sum over rows of `d_out [N, output]`.
+pub fn bias_grad(cx: &mut Context, op: &'static str, [d_bias, d_out]: [DevicePtr; 2], dims: LinearDims) {
+    let args = [acc_ptr(d_bias), compute_ptr(d_out), int(dims.rows), int(dims.output)];
+    cx.launch(op, Kernel::new(FILE, "linear_bwd_bias"), LaunchDims::columns(dims.output), &args);
+}
+
 impl LinearOps for Cuda {
     fn linear_fwd(&mut self, op: LinearFwd<'_, Self>) {
         self.begin(&op);
@@ -118,8 +124,7 @@ impl LinearOps for Cuda {
 
     fn linear_bwd_bias(&mut self, op: LinearBwdBias<'_, Self>) {
         self.begin(&op);
-        let name = LinearBwdBias::<Self>::NAME;
-        let args = [acc_at(op.d_bias, op.offset), compute(op.d_out), int(op.rows), int(op.output)];
-        self.cx.launch(name, Kernel::new(FILE, name), LaunchDims::columns(op.output), &args);
+        let dims = LinearDims { rows: op.rows, input: 0, output: op.output };
+        bias_grad(&mut self.cx, LinearBwdBias::<Self>::NAME, [op.d_bias.ptr(op.offset), op.d_out.ptr(0)], dims);
     }
 }

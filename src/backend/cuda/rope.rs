@@ -23,19 +23,19 @@ fn rotate(cx: &mut Context, rotation: Rotation) {
 impl RopeOps for Cuda {
     fn rope_fwd(&mut self, op: RopeFwd<'_, Self>) {
         self.begin(&op);
-        let RopeFwd { heads, head_dim, rotary_dim, pack, .. } = op;
+        let RopeFwd { heads, head_dim, rotary_dim, pairs, pack, .. } = op;
         let rotated = (compute(op.x), heads);
         let (angles, widths) = ([table(pack.positions()), acc(op.cos_sin)], [head_dim, rotary_dim]);
         let name = RopeFwd::<Self>::NAME;
-        rotate(&mut self.cx, Rotation { name, rotated, rows: pack.len(), angles, widths });
+        rotate(&mut self.cx, Rotation { name, rotated, rows: pack.len(), angles, widths, pairs });
     }
 
     fn rope_bwd(&mut self, op: RopeBwd<'_, Self>) {
         self.begin(&op);
-        let RopeBwd { heads, head_dim, rotary_dim, pack, .. } = op;
+        let RopeBwd { heads, head_dim, rotary_dim, pairs, pack, .. } = op;
         let rotated = (compute(op.d_x), heads);
         let (angles, widths) = ([table(pack.positions()), acc(op.cos_sin)], [head_dim, rotary_dim]);
         let name = RopeBwd::<Self>::NAME;
-        rotate(&mut self.cx, Rotation { name, rotated, rows: pack.len(), angles, widths });
+        rotate(&mut self.cx, Rotation { name, rotated, rows: pack.len(), angles, widths, pairs });
     }
 }

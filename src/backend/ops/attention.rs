@@ -6,6 +6,7 @@
 use super::check::{below, need, needs, same, softcap};
 use super::linear::kernel_launches;
 use super::{Launch, Op, Projected, Work, operations};
+use crate::arch::RopePairs;
 use crate::backend::{Buffers, DevicePack, Len};
 use crate::pack::{Pack, Parent};
 
@@ -188,9 +189,9 @@ pub struct AttentionBwd<'a, B: Buffers + ?Sized> {
 
 impl<B: Buffers + ?Sized> AttentionBwd<'_, B> {
     /// Whether the CUDA backend rotates the gradients of queries and keys back where it makes them, of heads of so many elements, of
-    /// which so many are rotated.
-    pub(in crate::backend) fn rotates([head_dim, rotary_dim]: [usize; 2]) -> bool {
-        rotary_dim == head_dim && [64, 128].contains(&head_dim)
+    /// which so many are rotated in such pairs.
+    pub(in crate::backend) fn rotates([head_dim, rotary_dim]: [usize; 2], pairs: RopePairs) -> bool {
+        pairs == RopePairs::Halves && rotary_dim == head_dim && [64, 128].contains(&head_dim)
     }
 
     /// Whether the CUDA backend sums heads of so many elements, of rows of so many, where the last summand of `d_z` is added.

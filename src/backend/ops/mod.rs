@@ -31,7 +31,7 @@ pub use activation::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, Gate
 pub use adamw::{Adamw, AdamwOps, AdamwStep, CheckFinite, GradNorm, RefreshWeight};
 pub use attention::{AttentionBwd, AttentionDims, AttentionFwd, AttentionOps, AttentionPattern, AttentionResult};
 pub(super) use cross_entropy::chunks as logit_chunks;
-pub use cross_entropy::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, LogitsFwd};
+pub use cross_entropy::{CrossEntropyBwd, CrossEntropyFwd, CrossEntropyOps, HeadGradient, LogitsFwd};
 pub use distillation::{DistillationOps, KlLoss, StateLoss};
 pub use edit::{EditBwd, EditFwd, EditMap, EditOps};
 pub use embed::{EmbedBwdPrompt, EmbedBwdTable, EmbedFwd, EmbedOps, PromptSite};

@@ -1,9 +1,10 @@
-//! Rotary position embedding (Su et al. 2021), halves rotated as in the LLaMA checkpoints: each pair `(x[i], x[i + R/2])` of a
-//! head's leading R elements by the angle of the row's position and `i`. R is D, or less in GPT-NeoX and Phi-3, whose other
-//! elements pass through.
+//! Rotary position embedding (Su et al. 2021): each pair of a head's leading R elements ([`RopePairs`]) by the angle of the row's
+//! position and the pair's number, halves as in the LLaMA checkpoints or neighbours as in GPT-J. R is D, or less in GPT-NeoX, Phi
+//! and GPT-J, whose other elements pass through.
 
 use super::check::{need, same};
 use super::{AttentionBwd, Op, Projected, Work, operations};
+use crate::arch::RopePairs;
 use crate::backend::{Buffers, DevicePack, Len};
 
 #[track_caller]
@@ -31,6 +32,8 @@ pub struct RopeFwd<'a, B: Buffers + ?Sized> {
     pub head_dim: usize,
     /// Leading elements of a head that are rotated, R: an even number, at most D.
     pub rotary_dim: usize,
+    /// Which of them are a pair.
+    pub pairs: RopePairs,
 }
 
 impl<B: Buffers + ?Sized> Op for RopeFwd<'_, B> {
@@ -47,9 +50,10 @@ impl<B: Buffers + ?Sized> Op for RopeFwd<'_, B> {
         rotated(self.pack.host().len(), self.heads * self.head_dim, self.rotary_dim)
     }
 
-    /// Where heads are rotated wholly, and their halves are of 32 elements.
+    /// Where heads are rotated wholly by halves, which are of 32 elements.
     fn projected(&self) -> Option<Projected> {
-        let whole = self.rotary_dim == self.head_dim && self.head_dim.is_multiple_of(64);
+        let halves = self.pairs == RopePairs::Halves && self.rotary_dim == self.head_dim;
+        let whole = halves && self.head_dim.is_multiple_of(64);
         whole.then_some(Projected::Rotated { len: self.pack.host().len() * self.heads * self.head_dim })
     }
 }
@@ -68,6 +72,8 @@ pub struct RopeBwd<'a, B: Buffers + ?Sized> {
     pub head_dim: usize,
     /// The same as in the forward, R.
     pub rotary_dim: usize,
+    /// The same as in the forward.
+    pub pairs: RopePairs,
 }
 
 impl<B: Buffers + ?Sized> Op for RopeBwd<'_, B> {
@@ -85,7 +91,8 @@ impl<B: Buffers + ?Sized> Op for RopeBwd<'_, B> {
     }
 
     fn projected(&self) -> Option<Projected> {
-        AttentionBwd::<B>::rotates([self.head_dim, self.rotary_dim]).then_some(Projected::RotatedGradient)
+        let rotates = AttentionBwd::<B>::rotates([self.head_dim, self.rotary_dim], self.pairs);
+        rotates.then_some(Projected::RotatedGradient)
     }
 }
 

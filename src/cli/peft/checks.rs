@@ -250,7 +250,7 @@ pub fn rows(kind: PromptKind, config: &Value, model: &ModelConfig) -> [usize; 2]
     let width = match kind {
         // Heads of keys and values are the model's where it names their number.
         PromptKind::PrefixTuning => {
-            let by_model = model.family.named_as_llama();
+            let by_model = model.family.has_kv_heads();
             let keys = number("token_dim").filter(|_| !by_model).unwrap_or(ours.token_dim);
             number("num_layers").unwrap_or(ours.num_layers) * 2 * keys
         }

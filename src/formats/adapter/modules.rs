@@ -41,6 +41,7 @@ impl Family {
             Self::Gpt2 => &["transformer.wte", "transformer.wpe"],
             Self::Opt => &["model.decoder.embed_tokens", "model.decoder.embed_positions"],
             Self::Bloom => &["transformer.word_embeddings"],
+            Self::GptJ => &["transformer.wte"],
             Self::GptNeox => &["gpt_neox.embed_in"],
             Self::Gemma3Images => &["model.language_model.embed_tokens"],
             _ => &["model.embed_tokens"],
@@ -96,6 +97,14 @@ impl Family {
                     "mlp",
                     "mlp.act",
                 ],
+            ),
+            Self::GptJ => (
+                &["transformer", "transformer.drop", "transformer.h", "transformer.ln_f", "transformer.rotary_emb"],
+                &["ln_1", "attn", "attn.resid_dropout", "mlp", "mlp.act", "mlp.dropout"],
+            ),
+            Self::Phi => (
+                &["model", "model.embed_dropout", "model.layers", "model.final_layernorm", "model.rotary_emb"],
+                &["self_attn", "mlp", "mlp.activation_fn", "input_layernorm", "resid_dropout"],
             ),
             Self::Gemma3Images => (
                 &[

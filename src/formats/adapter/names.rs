@@ -35,7 +35,7 @@ pub(super) fn fused(values: &[f32], block: usize) -> Vec<f32> {
 /// alone, as `AutoModel` loads it.
 pub fn missing_level<'a>(names: impl Iterator<Item = &'a str>, family: Family) -> Option<&'static str> {
     let level = match family {
-        Family::Gpt2 | Family::Bloom => "transformer.",
+        Family::Gpt2 | Family::Bloom | Family::GptJ => "transformer.",
         Family::GptNeox => "gpt_neox.",
         _ => "model.",
     };

@@ -1,10 +1,10 @@
-//! `config.json` of GPT-2, OPT, BLOOM and GPT-NeoX. Options that change what is computed and are not among these fields are
+//! `config.json` of GPT-2, OPT, BLOOM, GPT-NeoX, Phi 1 and 2, and GPT-J. Options that change what is computed and are not among these fields are
 //! errors.
 
 use super::rope::RopeReader;
-use super::{MAX_LAYERS, MAX_WIDTH, activation, dtype, end_tokens, keys, no_effect, pad, token, unsupported};
+use super::{MAX_LAYERS, MAX_WIDTH, activation, dtype, end_tokens, keys, kv_heads, no_effect, pad, token, unsupported};
 use crate::Result;
-use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, NormPlacement, Positions};
+use crate::arch::{Activation, Family, Mlp, ModelConfig, Norm, NormPlacement, Positions, Rope, RopeKind, RopePairs};
 use crate::formats::json::Fields;
 
 /// The one value of a key that has several names; two that differ are an error.
@@ -81,6 +81,7 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
         norm_placement: NormPlacement::Pre,
         qk_norm: None,
         parallel: false,
+        one_norm: false,
         embed_scale: 1.0,
         embed_norm: false,
         final_norm: true,
@@ -89,6 +90,7 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
         o_bias: true,
         mlp_bias: true,
         lm_head: true,
+        head_bias: false,
         tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(true),
         is_causal: f.bool("is_causal")?.unwrap_or(true),
         windows: vec![None; layers],
@@ -96,6 +98,7 @@ fn base(f: &Fields, family: Family, [hidden, heads, layers, ffn]: [usize; 4], he
         score_softcap: None,
         logit_softcap: None,
         positions: Positions::Alibi,
+        no_rope_layers: Vec::new(),
         bos_token_id: token(f, "bos_token_id", begin, vocab_size)?,
         eos_token_id: end_tokens(f, end, vocab_size)?,
         pad_token_id: pad(f),
@@ -186,6 +189,57 @@ pub(super) fn gpt_neox(f: &Fields) -> Result<ModelConfig> {
         positions: Positions::Rope(vec![reader.all_layers()?; depth]),
         qkv_bias: bias,
         o_bias: bias,
+        tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
+        ..base
+    })
+}
+
+pub(super) fn phi(f: &Fields) -> Result<ModelConfig> {
+    let widths = [width(f, &["hidden_size"])?, width(f, &["num_attention_heads"])?, layers(f, &["num_hidden_layers"])?];
+    let [hidden, heads, depth] = widths;
+    let base = base(f, Family::Phi, [hidden, heads, depth, width(f, &["intermediate_size"])?], "num_attention_heads")?;
+    fixed(f, "qk_layernorm", false)?;
+    let head_dim = super::head_dim(f, Family::Phi, hidden, heads)?;
+    let max_positions = f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(2048);
+    let reader = RopeReader { f, family: Family::Phi, head_dim, max_positions };
+    Ok(ModelConfig {
+        head_dim,
+        score_scales: vec![1.0 / (head_dim as f64).sqrt(); depth],
+        num_key_value_heads: kv_heads(f, Family::Phi, heads)?,
+        max_position_embeddings: max_positions,
+        norm_eps: eps(f, "layer_norm_eps")?,
+        mlp: Mlp::Plain(activation(f, "hidden_act", Activation::GeluTanh)?),
+        parallel: true,
+        one_norm: true,
+        positions: Positions::Rope(vec![reader.all_layers()?; depth]),
+        head_bias: true,
+        tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
+        ..base
+    })
+}
+
+pub(super) fn gptj(f: &Fields) -> Result<ModelConfig> {
+    let hidden = width(f, &["n_embd", "hidden_size"])?;
+    let heads = width(f, &["n_head", "num_attention_heads"])?;
+    let depth = layers(f, &["n_layer", "num_hidden_layers"])?;
+    let ffn = f.usize_in("n_inner", 1..=MAX_WIDTH)?.unwrap_or(4 * hidden);
+    let base = base(f, Family::GptJ, [hidden, heads, depth, ffn], "n_head")?;
+    let (key, most) = ("rotary_dim", base.head_dim);
+    let dim = f.usize_in(key, 1..=MAX_WIDTH)?.unwrap_or(64);
+    if dim > most || !dim.is_multiple_of(2) || f.has(key) && f.get(key).is_none() {
+        return Err(f.error(key, format!("an even number of a head's {most} elements (default 64)")));
+    }
+    let rope = Rope { theta: 10_000.0, kind: RopeKind::Default, dim, pairs: RopePairs::Neighbours };
+    Ok(ModelConfig {
+        max_position_embeddings: alias(f, &["n_positions", "max_position_embeddings"], usize::MAX)?.unwrap_or(2048),
+        norm_eps: eps(f, "layer_norm_epsilon")?,
+        mlp: Mlp::Plain(activation(f, "activation_function", Activation::GeluTanh)?),
+        parallel: true,
+        one_norm: true,
+        positions: Positions::Rope(vec![rope; depth]),
+        qkv_bias: false,
+        o_bias: false,
+        head_bias: true,
         tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
         ..base
     })

@@ -18,6 +18,9 @@ pub fn of(family: Family) -> Keys {
         Family::Olmo2 | Family::Olmo3 => OLMO,
         Family::GptNeox => GPT_NEOX,
         Family::Phi3 => PHI3,
+        Family::Phi => PHI,
+        Family::GptJ => GPTJ,
+        Family::SmolLm3 => SMOLLM3,
     };
     Keys { used, harmless: HARMLESS, refused: REFUSED }
 }
@@ -79,10 +82,25 @@ used! { PHI3:
     "hidden_act" "max_position_embeddings" "original_max_position_embeddings" "rms_norm_eps" "attention_bias" "rope_theta"
     "rope_scaling" "rope_parameters" "partial_rotary_factor" "sliding_window" "layer_types"
 }
+used! { PHI:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim" "hidden_act"
+    "max_position_embeddings" "layer_norm_eps" "qk_layernorm" "rope_theta" "rope_scaling" "rope_parameters"
+    "partial_rotary_factor" "original_max_position_embeddings"
+}
+used! { SMOLLM3:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim" "hidden_act"
+    "max_position_embeddings" "rms_norm_eps" "attention_bias" "mlp_bias" "rope_theta" "rope_scaling" "rope_parameters"
+    "partial_rotary_factor" "original_max_position_embeddings" "sliding_window" "use_sliding_window" "layer_types"
+    "no_rope_layers" "no_rope_layer_interval"
+}
 used! { GPT2:
     "n_embd" "hidden_size" "n_head" "num_attention_heads" "n_layer" "num_hidden_layers" "n_inner" "n_positions"
     "max_position_embeddings" "activation_function" "layer_norm_epsilon" "scale_attn_weights"
     "scale_attn_by_inverse_layer_idx" "add_cross_attention" "position_embedding_type"
+}
+used! { GPTJ:
+    "n_embd" "hidden_size" "n_head" "num_attention_heads" "n_layer" "num_hidden_layers" "n_inner" "n_positions"
+    "max_position_embeddings" "activation_function" "layer_norm_epsilon" "rotary_dim"
 }
 used! { OPT:
     "hidden_size" "num_attention_heads" "num_hidden_layers" "ffn_dim" "word_embed_proj_dim" "max_position_embeddings"
@@ -216,7 +234,9 @@ const HARMLESS: &[Harmless] = &[
             "skip_bias_add",
             "skip_bias_add_qkv",
             "unk_token",
+            "rotary",
             "rotary_emb_base",
+            "scale_attn_weights",
             "pruned_heads",
             "remove_invalid_values",
             "offset_alibi",

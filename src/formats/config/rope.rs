@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::arch::{Family, Rope, RopeKind};
+use crate::arch::{Family, Rope, RopeKind, RopePairs};
 use crate::formats::json::Fields;
 use crate::{Error, Result};
 
@@ -31,7 +31,8 @@ impl RopeReader<'_> {
                 return Err(dict.error(key, "one rotation for all layers, which this family has"));
             }
         }
-        let read = |dict: &Option<Fields>| self.one(dict.as_ref(), Some(base), 10_000.0);
+        let default = if self.family == Family::SmolLm3 { 2_000_000.0 } else { 10_000.0 };
+        let read = |dict: &Option<Fields>| self.one(dict.as_ref(), Some(base), default);
         let rope = read(if old.is_some() { &old } else { &new })?;
         if old.is_some() && new.is_some() && rope != read(&new)? {
             return Err(f.error("rope_scaling", "the same as rope_parameters"));
@@ -74,12 +75,12 @@ impl RopeReader<'_> {
         let (f, family) = (self.f, self.family);
         let theta = theta(f, dict, base, default)?;
         let dim = self.rotary_dim(dict)?;
-        let whole = !matches!(family, Family::GptNeox | Family::Phi3);
+        let whole = !matches!(family, Family::GptNeox | Family::Phi3 | Family::Phi);
         let Some(d) = dict else {
             if whole {
                 unread(f, &["partial_rotary_factor"]);
             }
-            return Ok(Rope { theta, kind: RopeKind::Default, dim });
+            return Ok(Rope { theta, kind: RopeKind::Default, dim, pairs: RopePairs::Halves });
         };
         let (new_name, old_name) = (d.str("rope_type")?, d.str("type")?);
         if let (Some(a), Some(b)) = (new_name, old_name)
@@ -116,7 +117,7 @@ impl RopeReader<'_> {
                 partial(d)?;
             }
         }
-        Ok(Rope { theta, kind, dim })
+        Ok(Rope { theta, kind, dim, pairs: RopePairs::Halves })
     }
 
     fn rope_type(&self) -> String {
@@ -157,6 +158,7 @@ impl RopeReader<'_> {
         let (name, factor) = match self.family {
             Family::GptNeox => ("rotary_pct", inner.or(f.f64("rotary_pct")?).unwrap_or(0.25)),
             Family::Phi3 => (key, inner.or(f.f64(key)?).unwrap_or(1.0)),
+            Family::Phi => (key, inner.or(f.f64(key)?).unwrap_or(0.5)),
             _ => return Ok(self.head_dim),
         };
         let dim = (self.head_dim as f64 * factor) as usize;

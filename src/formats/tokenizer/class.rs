@@ -15,7 +15,7 @@ pub(super) enum Class {
     Llama,
     /// `CodeLlamaTokenizer`.
     CodeLlama,
-    /// `GPT2Tokenizer`.
+    /// `GPT2Tokenizer`, and `CodeGenTokenizer`, which does the same.
     Gpt2,
     /// `Qwen2Tokenizer`.
     Qwen2,
@@ -35,7 +35,7 @@ pub(super) const INFILL: [(&str, &str); 5] = [
 ];
 
 /// Classes of transformers that build a pipeline of their own, or are written in Python, and are not among [`Class`].
-const OTHERS: [&str; 91] = [
+const OTHERS: [&str; 90] = [
     "Albert",
     "Bart",
     "Barthez",
@@ -54,7 +54,6 @@ const OTHERS: [&str; 91] = [
     "Camembert",
     "Canine",
     "Clvp",
-    "CodeGen",
     "Cohere",
     "Cpm",
     "CpmAnt",
@@ -140,7 +139,7 @@ impl Class {
     pub(super) fn of(config: &Fields, model: &Fields, byte_level: bool) -> Result<Self> {
         let family = model.str("model_type")?.unwrap_or_default();
         let registered = match family {
-            "gpt2" | "opt" => Some(Self::Gpt2),
+            "gpt2" | "opt" | "phi" | "gptj" => Some(Self::Gpt2),
             "qwen2" | "qwen3" => Some(Self::Qwen2),
             "gemma2" | "gemma3" | "gemma3_text" => Some(Self::Gemma),
             "gpt_neox" => Some(Self::GptNeoX),
@@ -182,7 +181,7 @@ impl Class {
         match class {
             "LlamaTokenizer" => Some(Self::Llama),
             "CodeLlamaTokenizer" => Some(Self::CodeLlama),
-            "GPT2Tokenizer" => Some(Self::Gpt2),
+            "GPT2Tokenizer" | "CodeGenTokenizer" => Some(Self::Gpt2),
             "Qwen2Tokenizer" => Some(Self::Qwen2),
             "GPTNeoXTokenizer" => Some(Self::GptNeoX),
             "GemmaTokenizer" => Some(Self::Gemma),

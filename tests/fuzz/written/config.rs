@@ -52,7 +52,7 @@ pub fn cases() -> Vec<Case> {
         }
     }
     cases.extend([
-        with(json!({"model_type": "gptj"}), &["model_type", "gptj", "mistral"]),
+        with(json!({"model_type": "gpt_neo"}), &["model_type", "gpt_neo", "mistral"]),
         with(json!({"model_type": 3}), &["model_type", "3"]),
         with(json!({"hidden_act": "quick_gelu"}), &["hidden_act", "quick_gelu", "silu"]),
         with(json!({"num_attention_heads": 7}), &["num_attention_heads", "64"]),

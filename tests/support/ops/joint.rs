@@ -1,6 +1,6 @@
 //! What follows an operation and may go through its launch: asked for at once, or apart, which must give the same bits.
 
-use llamaprobe::arch::{Activation, RmsWeight};
+use llamaprobe::arch::{Activation, RmsWeight, RopePairs};
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::ops::{self, LoraSite};
 
@@ -10,6 +10,8 @@ use super::lora::{Drop, Lora};
 use super::packs;
 use super::rope;
 use super::simt::recorder::FILL;
+
+const HALVES: RopePairs = RopePairs::Halves;
 
 /// The largest relative error of rounding to the compute dtype; none where nothing is computed.
 fn unit<B: Backend>(b: &mut B) -> f64 {
@@ -115,7 +117,7 @@ impl Lora {
         }
         for (site, x) in sites.into_iter().zip(&mut y[..2]) {
             let heads = site.output / head_dim;
-            b.rope_fwd(ops::RopeFwd { x, pack, cos_sin, heads, head_dim, rotary_dim: head_dim });
+            b.rope_fwd(ops::RopeFwd { x, pack, cos_sin, heads, head_dim, rotary_dim: head_dim, pairs: HALVES });
         }
         std::array::from_fn(|i| device::read_compute(b, &y[i], lens[i]))
     }
@@ -281,7 +283,7 @@ impl Attention {
                 b.sync().unwrap();
             }
             for (d_x, heads) in [(d_q, dims.heads), (d_k, dims.kv_heads)] {
-                b.rope_bwd(ops::RopeBwd { d_x, pack, cos_sin, heads, head_dim, rotary_dim: head_dim });
+                b.rope_bwd(ops::RopeBwd { d_x, pack, cos_sin, heads, head_dim, rotary_dim: head_dim, pairs: HALVES });
             }
         })
     }

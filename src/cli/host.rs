@@ -1,7 +1,8 @@
 //! Whoever runs commands in place of a terminal: hears what they say and how far they are, and may stop them.
 
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use indicatif::ProgressBar;
 
@@ -78,6 +79,21 @@ impl Host {
         let total = bar.length().unwrap_or(0);
         Some(Progress { message: bar.message(), done: bar.position(), total, unit })
     }
+}
+
+/// The interpreter in which this program is a module.
+static INTERPRETER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Says by what path the interpreter was called: that of a virtual environment is a link, which its packages belong to.
+#[cfg(feature = "python")]
+pub fn set_interpreter(path: PathBuf) {
+    // It is one for all modules of a process.
+    let _ = INTERPRETER.set(path);
+}
+
+/// The interpreter in which this program is a module, if it is one.
+pub fn interpreter() -> Option<&'static Path> {
+    INTERPRETER.get().map(PathBuf::as_path)
 }
 
 thread_local! {

@@ -148,10 +148,11 @@ fn slurm_settings(args: &SweepArgs, plan: &Plan) -> SlurmSettings {
 
 /// This program, as it is started again.
 fn program() -> Result<Vec<OsString>> {
+    if let Some(python) = host::interpreter() {
+        return Ok(vec![python.into(), "-m".into(), "llamaprobe".into()]);
+    }
     let exe = std::env::current_exe().map_err(Error::io("find", "the program itself"))?;
-    let is_python = exe.file_stem().is_some_and(|name| name.to_string_lossy().starts_with("python"));
-    let module: &[&str] = if is_python { &["-m", "llamaprobe"] } else { &[] };
-    Ok(std::iter::once(exe.into_os_string()).chain(module.iter().map(OsString::from)).collect())
+    Ok(vec![exe.into_os_string()])
 }
 
 fn worker_command(

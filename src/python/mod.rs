@@ -1,5 +1,7 @@
 #![doc = include_str!("python.md")]
 
+use std::path::PathBuf;
+
 use pyo3::prelude::*;
 
 #[forbid(unsafe_code)]
@@ -24,6 +26,8 @@ mod wait;
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
+    let interpreter: Option<PathBuf> = py.import("sys")?.getattr("executable")?.extract()?;
+    interpreter.into_iter().filter(|path| !path.as_os_str().is_empty()).for_each(crate::cli::host::set_interpreter);
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("Error", py.get_type::<errors::Error>())?;
     module.add("UsageError", py.get_type::<errors::UsageError>())?;

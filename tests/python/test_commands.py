@@ -17,7 +17,7 @@ import pytest
 import llamaprobe
 from llamaprobe import _core, _progress
 
-FUNCTIONS = ["analyze", "capture", "compare", "probe", "train_lora", "train_prompt"]
+FUNCTIONS = ["analyze", "capture", "compare", "probe", "sweep", "train_lora", "train_prompt"]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -68,6 +68,24 @@ def test_a_probe_is_its_page(tmp_path):
     assert result._repr_html_().startswith("<iframe srcdoc=") and "&lt;svg" in result._repr_html_()
     again = llamaprobe.report(tmp_path)
     assert again.value == result.value and again["settings"] == json.loads((tmp_path / "report.json").read_text())["settings"]
+
+
+def test_a_sweep_is_its_table(tmp_path):
+    flags = {"queries": 2, "seeds": 1, "epochs": 0, "measures": "none", "device": "cpu"}
+    grid = {"command": "probe", "flags": flags, "grid": {"demos": [1, 2], "labels": ["gold", "flipped"]}}
+    result = llamaprobe.sweep(grid, out=tmp_path / "sweep", progress=False)
+    frame = result.to_pandas()
+    assert result["cells"] == result["done"] == len(frame) == 4 and set(frame["labels"]) == {"gold", "flipped"}
+    assert "<iframe srcdoc=" in result._repr_html_() and len(result.series()) > 3
+    again = llamaprobe.report(tmp_path / "sweep")
+    assert isinstance(again, llamaprobe.SweepResult) and again.to_pandas().equals(frame)
+    # A larger grid has these cells already, and processes of its own for the others.
+    file = tmp_path / "grid.yaml"
+    file.write_text(json.dumps({**grid, "grid": {**grid["grid"], "demos": [1, 2, 3]}}))
+    more = llamaprobe.sweep(file, out=tmp_path / "sweep", jobs=2, progress=False).to_pandas()
+    assert len(more) == 6 and set(frame["cell"]) < set(more["cell"])
+    with pytest.raises(llamaprobe.Error, match="demo: expected a flag of probe"):
+        llamaprobe.sweep({**grid, "grid": {"demo": [1]}}, out=tmp_path / "wrong")
 
 
 def test_states_are_analysed(tmp_path):

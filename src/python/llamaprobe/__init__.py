@@ -12,6 +12,7 @@ from ._commands import (
     AnalyzeResult,
     Result,
     StudyResult,
+    SweepResult,
     TrainResult,
     analyze,
     capture,
@@ -19,6 +20,7 @@ from ._commands import (
     probe,
     report,
     run,
+    sweep,
     train_lora,
     train_prompt,
 )
@@ -36,6 +38,7 @@ __all__ = [
     "Model",
     "Result",
     "StudyResult",
+    "SweepResult",
     "Tensor",
     "TrainResult",
     "UsageError",
@@ -45,6 +48,7 @@ __all__ = [
     "probe",
     "report",
     "run",
+    "sweep",
     "train_lora",
     "train_prompt",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import inspect
 import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,20 @@ class StudyResult(_PageResult):
         return self.series()
 
 
+class SweepResult(_PageResult):
+    """What a sweep has come to: `cells` and how many of them are `done`; in a notebook the page of all cells."""
+
+    def to_pandas(self) -> Any:
+        """The table of all cells, a row for each with the flags that the grid varies; there once all cells are done."""
+        import pandas
+
+        assert self.out is not None, "a sweep has a directory"
+        return pandas.read_csv(self.out / _TABLE)
+
+
+_TABLE = "table.csv"
+
+
 def run(command: str, *, progress: bool | ProgressFunction = True, **flags: Any) -> Result:
     """Runs a command of the program, such as `capture` or `merge`, with its flags as keyword arguments.
 
@@ -153,18 +169,20 @@ _RESULTS: dict[str, type[Result]] = {
     "analyze": AnalyzeResult,
     "compare": StudyResult,
     "probe": StudyResult,
+    "sweep": SweepResult,
     "train-lora": TrainResult,
     "train-prompt": TrainResult,
 }
 
 
-def report(path: str | os.PathLike[str]) -> StudyResult | TrainResult:
-    """The report of a study that has ended: of its directory, or of its report.json; or what a training's directory holds."""
+def report(path: str | os.PathLike[str]) -> StudyResult | SweepResult | TrainResult:
+    """The report of a study or a sweep that has ended: of its directory, or of its report.json; or what a training's directory holds."""
     file = Path(path)
     if (file / "trainer_log.jsonl").exists() and not (file / "report.json").exists():
         return TrainResult(_trained(file), file)
     file = file / "report.json" if file.is_dir() else file
-    return StudyResult(json.loads(file.read_text(encoding="utf-8")), file.parent)
+    kind = SweepResult if (file.parent / _TABLE).exists() else StudyResult
+    return kind(json.loads(file.read_text(encoding="utf-8")), file.parent)
 
 
 def _trained(out: Path) -> dict[str, Any]:
@@ -245,8 +263,22 @@ analyze: Callable[..., AnalyzeResult] = _function("analyze")
 capture: Callable[..., Result] = _function("capture")
 compare: Callable[..., StudyResult] = _function("compare")
 probe: Callable[..., StudyResult] = _function("probe")
+_sweep: Callable[..., SweepResult] = _function("sweep")
 train_lora: Callable[..., TrainResult] = _function("train-lora")
 train_prompt: Callable[..., TrainResult] = _function("train-prompt")
+
+
+@functools.wraps(_sweep)
+def sweep(grid: str | os.PathLike[str] | Mapping[str, Any], **flags: Any) -> SweepResult:
+    if not isinstance(grid, Mapping):
+        return _sweep(grid, **flags)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "grid.yaml")
+        file.write_text(_flags(grid), encoding="utf-8")
+        return _sweep(file, **flags)
+
+
+sweep.__doc__ = f"{_sweep.__doc__}\n\ngrid may also be a mapping of what its file says."
 
 
 def main() -> None:

@@ -128,6 +128,7 @@ pub fn page(report: &Value, path: &Path, command: &str) -> Result<Page> {
         asked: vec![asked(&report, judge)],
         verdict: headline(&report, judge),
         answers: answers(&report, judge),
+        over: "the seeds".to_owned(),
         summary: summary(&report),
         sections: sections.into_iter().flatten().collect(),
         command: command.to_owned(),

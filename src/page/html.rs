@@ -20,7 +20,7 @@ const LONGEST: usize = 2000;
 pub fn render(page: &Page) -> Result<String> {
     let failed = |fail: Fail| Error::argument("page", "one that the template can show", fail);
     let answers: Vec<Value> = page.answers.iter().map(answer).collect();
-    let sections: Vec<Value> = page.sections.iter().map(section).collect::<Result<_>>()?;
+    let sections: Vec<Value> = page.sections.iter().map(|own| section(own, &page.over)).collect::<Result<_>>()?;
     let mut variables = escaped(json!({
         "title": page.title,
         "asked": page.asked,
@@ -29,7 +29,7 @@ pub fn render(page: &Page) -> Result<String> {
         "command": page.command,
     }));
     variables["sections"] = sections.into();
-    variables["summary"] = blocks(&page.summary)?;
+    variables["summary"] = blocks(&page.summary, &page.over)?;
     variables["style"] = STYLE.into();
     let template = Template::parse(TEMPLATE).map_err(failed)?;
     Ok(template.render(&variables, |_| String::new()).map_err(failed)?.text)
@@ -55,15 +55,16 @@ fn answer(answer: &Answer) -> Value {
     json!({"question": answer.question, "word": answer.word, "tone": tone, "text": answer.text})
 }
 
-fn section(section: &Section) -> Result<Value> {
+fn section(section: &Section, over: &str) -> Result<Value> {
     let mut value = escaped(json!({"id": section.id, "title": section.title, "text": section.text}));
-    value["blocks"] = blocks(&section.blocks)?;
+    value["blocks"] = blocks(&section.blocks, over)?;
     Ok(value)
 }
 
-fn blocks(blocks: &[Block]) -> Result<Value> {
+/// `over` is what means and SDs of figures are over.
+fn blocks(blocks: &[Block], over: &str) -> Result<Value> {
     let one = |block: &Block| match block {
-        Block::Figure(shown) => figure(shown),
+        Block::Figure(shown) => figure(shown, over),
         Block::Table(shown) => Ok(json!({"table": table(shown)})),
     };
     blocks.iter().map(one).collect()
@@ -73,7 +74,7 @@ fn table(table: &Table) -> Value {
     escaped(json!({"caption": table.caption, "header": table.header, "rows": table.rows, "text": table.text}))
 }
 
-fn figure(figure: &Figure) -> Result<Value> {
+fn figure(figure: &Figure, over: &str) -> Result<Value> {
     let mut value = escaped(json!({"id": figure.id, "title": figure.title, "note": figure.note}));
     let spread = figure.series.iter().flat_map(|series| &series.points).any(|point| point.y.sd.is_some());
     let key = |series: &Series| Ok(json!({"name": escape(&series.name), "key": svg::key(series.look, figure.kind)?}));
@@ -82,12 +83,12 @@ fn figure(figure: &Figure) -> Result<Value> {
     let named = |series: &Series| series.points.iter().all(|point| figure.x(point) == series.name);
     let shown = figure.series.iter().filter(|series| figure.kind != Kind::Bars || !named(series));
     value["legend"] = shown.map(key).collect::<Result<Vec<Value>>>()?.into();
-    value["numbers"] = numbers(figure, spread).map_or(Value::Null, |numbers| table(&numbers));
+    value["numbers"] = numbers(figure, spread.then_some(over)).map_or(Value::Null, |numbers| table(&numbers));
     Ok(json!({"figure": value}))
 }
 
 /// A figure's values as a table: a row for every x; none where a table would be unreadable.
-fn numbers(figure: &Figure, spread: bool) -> Option<Table> {
+fn numbers(figure: &Figure, over: Option<&str>) -> Option<Table> {
     let points: usize = figure.series.iter().map(|series| series.points.len()).sum();
     if figure.kind == Kind::Scatter || points > LONGEST {
         return None;
@@ -108,7 +109,7 @@ fn numbers(figure: &Figure, spread: bool) -> Option<Table> {
     };
     let names = figure.series.iter().map(|series| series.name.clone());
     Some(Table {
-        caption: if spread { "Mean ± SD over the seeds".to_owned() } else { String::new() },
+        caption: over.map_or_else(String::new, |over| format!("Mean ± SD over {over}")),
         header: std::iter::once(figure.x_label.clone()).chain(names).collect(),
         rows: places.iter().map(row).collect(),
         text: false,

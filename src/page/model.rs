@@ -13,6 +13,8 @@ pub struct Page {
     pub verdict: String,
     /// The questions behind the verdict, each with its answer in numbers.
     pub answers: Vec<Answer>,
+    /// What means and SDs of figures are over.
+    pub over: String,
     /// What belongs to the verdict on the first screen.
     pub summary: Vec<Block>,
     /// What comes below the first screen, in this order.

@@ -141,6 +141,7 @@ pub fn page(report: &Value, path: &Path, command: &str) -> Result<Page> {
         asked: vec![asked(&report)],
         verdict: verdict(&report),
         answers: report.varied().filter_map(|(flag, values)| answer(&report, flag, values)).collect(),
+        over: "all rows with this value".to_owned(),
         summary,
         sections: sections.filter(|section| !section.blocks.is_empty()).collect(),
         command: command.to_owned(),
@@ -175,9 +176,17 @@ fn verdict(report: &Report) -> String {
     match best {
         None => format!("{lacking}no cell has a value"),
         Some((row, value)) => {
+            let equals = report.rows.iter().filter(|row| row.value(column) == Some(value)).count();
             let name = quantity.columns.iter().find(|(name, _)| *name == column).map_or("", |(_, name)| *name);
-            let what = format!("{} ({name})", quantity.title);
-            format!("{lacking}{what} is best at {}: {}", row.name(), number(value, DIGITS))
+            let (what, value) = (format!("{} ({name})", quantity.title), number(value, DIGITS));
+            match (equals, report.rows.len()) {
+                (1, _) => format!("{lacking}{what} is best at {}: {value}", row.name()),
+                (equals, all) if equals == all => format!("{lacking}{what} is {value} in every row"),
+                (equals, _) => {
+                    let others = count(equals - 1, "other row", "other rows");
+                    format!("{lacking}{what} is best at {} and {others}: {value}", row.name())
+                }
+            }
         }
     }
 }

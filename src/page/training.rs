@@ -79,6 +79,7 @@ pub fn page(report: &Value, path: &Path, command: &str) -> Result<Page> {
         asked: vec![asked],
         verdict: verdict(&runs, results.as_ref()),
         answers: answers(&runs),
+        over: "the seeds".to_owned(),
         summary: figures(&runs, "loss", "Training loss", "nats a label token"),
         sections: sections.into_iter().filter(|(.., blocks)| !blocks.is_empty()).map(section).collect(),
         command: command.to_owned(),

@@ -292,6 +292,31 @@ fn comparison_shows_what_was_written() {
     assert!(super::page(&earlier).sections.iter().all(|section| section.id != "examples"));
 }
 
+/// Rows of a sweep over two flags, with these accuracies.
+fn sweep(accuracies: [f64; 4]) -> serde_json::Value {
+    let row = |(i, accuracy): (usize, f64)| {
+        let (demos, r) = ([2, 4][i / 2], [8, 16][i % 2]);
+        json!({"cell": format!("{i}"), "levels": {"demos": demos, "r": r}, "part": {}, "values": {"accuracy_icl": accuracy}})
+    };
+    let rows: Vec<_> = accuracies.into_iter().enumerate().map(row).collect();
+    json!({"sweep": {"command": "probe", "flags": {}, "grid": {"demos": [2, 4], "r": [8, 16]}}, "rows": rows, "missing": []})
+}
+
+#[test]
+fn sweep_says_how_many_rows_are_best_and_what_its_means_are_over() {
+    for (accuracies, verdict) in [
+        ([0.5, 0.6, 0.7, 0.4], "Accuracy (ICL) is best at demos=4 r=8: 0.7000"),
+        ([0.5, 0.7, 0.7, 0.4], "Accuracy (ICL) is best at demos=2 r=16 and 1 other row: 0.7000"),
+        ([0.5; 4], "Accuracy (ICL) is 0.5000 in every row"),
+    ] {
+        assert_eq!(page(&sweep(accuracies)).verdict, verdict);
+    }
+    let html = llamaprobe::page::render(&page(&sweep([0.5, 0.6, 0.7, 0.4]))).expect("a page");
+    assert!(html.contains("Mean ± SD over all rows with this value") && !html.contains("over the seeds"));
+    let html = llamaprobe::page::render(&page(&full())).expect("a page");
+    assert!(html.contains("Mean ± SD over the seeds"));
+}
+
 #[test]
 fn training_is_told_by_its_best_run_and_by_what_losses_did() {
     let page = page(&training());

@@ -32,6 +32,7 @@ pub fn page(report: &Value, command: &str) -> Page {
         asked: vec![asked(&view)],
         verdict: verdict::headline(&view),
         answers: verdict::answers(&view, factors::answer(&view)),
+        over: "the seeds".to_owned(),
         summary: sections::summary(&view),
         sections,
         command: view.command.clone().unwrap_or_else(|| command.to_owned()),

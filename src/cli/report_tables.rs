@@ -37,7 +37,7 @@ pub fn probe(report: &ProbeReport) -> String {
     let row = |name: &str, values: Vec<MeanSd>| std::iter::once(name.to_string()).chain(values.into_iter().map(show));
     let accuracy = report.settings.length_normalization.accuracy();
     scores.add_row(row(accuracy, summary.arms.iter().map(|arm| arm.accuracy).collect()));
-    scores.add_row(row("log-probability", summary.arms.iter().map(|arm| arm.log_prob).collect()));
+    scores.add_row(row("log-probability of gold", summary.arms.iter().map(|arm| arm.log_prob).collect()));
     tables.push(scores.to_string());
     tables.extend(patching(report));
     tables.extend(conditions(report));
@@ -120,7 +120,7 @@ pub fn compare(report: &CompareReport) -> String {
 /// The rows of a target.
 fn target(report: &CompareReport, judge: &Judge) -> String {
     let rows: Vec<&Row> = report.rows.iter().filter(|r| r.target == judge.task).collect();
-    let mut header = vec!["arm".to_string(), "prompt".to_string(), "seeds".to_string(), judge.metric.clone()];
+    let mut header = vec!["arm".to_string(), "virtual tokens".to_string(), "seeds".to_string(), judge.metric.clone()];
     header.push("95% of queries".to_string());
     header.extend(rows.first().map_or(&[][..], |r| &r.bins).iter().map(|b| format!("{:.2} to {:.2}", b.low, b.high)));
     let mut table = new(&header);
@@ -163,7 +163,7 @@ fn matrices(report: &CompareReport) -> Vec<String> {
             };
             table.add_row(std::iter::once(format!("from {}", source.task)).chain(report.metrics.iter().map(cell)));
         }
-        let length = length.map_or(String::new(), |n| format!(", {n} rows"));
+        let length = length.map_or(String::new(), |n| format!(", {n} virtual tokens"));
         format!("{}{length}: trained on, judged on\n{table}", arm.name())
     };
     kinds.into_iter().map(matrix).collect()

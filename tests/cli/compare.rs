@@ -147,7 +147,7 @@ fn compare_transfer_evaluates_on_the_other_task() {
     .ok()
     .out;
     for part in [
-        "ipt, 3 rows: trained on, judged on",
+        "ipt, 3 virtual tokens: trained on, judged on",
         "from dart",
         "on mtop (parse match)",
         "ipt of dart",

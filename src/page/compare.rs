@@ -59,6 +59,14 @@ struct Bin {
     score: MeanSd,
 }
 
+impl Judge {
+    /// The metric, with its signature where that says more.
+    fn words(&self) -> String {
+        let more = if self.signature == self.metric { String::new() } else { format!(" ({})", self.signature) };
+        format!("{}{more}", self.metric)
+    }
+}
+
 impl Row {
     /// Whether it was trained on another task than it is judged on.
     fn is_transfer(&self) -> bool {
@@ -147,7 +155,7 @@ fn asked(report: &Report, judge: &Judge) -> String {
         queries = count(queries, "query", "queries"),
         task = judge.task,
         arms = list(&arms),
-        signature = judge.signature,
+        signature = judge.words(),
         demonstrations =
             count(settings["demonstrations"].as_u64().unwrap_or(0) as usize, "demonstration", "demonstrations"),
         seeds = count(seeds, "seed", "seeds"),
@@ -407,7 +415,7 @@ fn scores(report: &Report) -> Option<Section> {
         rows: report.rows.iter().map(row).collect(),
         text: false,
     };
-    let text = report.metrics.iter().map(|judge| format!("{}: {}", judge.task, judge.signature)).collect();
+    let text = report.metrics.iter().map(|judge| format!("{}: {}", judge.task, judge.words())).collect();
     let others = report.metrics.iter().skip(1).filter_map(|judge| bars(report, judge));
     let figures = others.chain(report.metrics.iter().filter_map(|judge| lengths(report, judge))).map(Block::Figure);
     let blocks = figures.chain([Block::Table(table)]).collect();

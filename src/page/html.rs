@@ -79,12 +79,15 @@ fn figure(figure: &Figure, over: &str) -> Result<Value> {
     let spread = figure.series.iter().flat_map(|series| &series.points).any(|point| point.y.sd.is_some());
     let key = |series: &Series| Ok(json!({"name": escape(&series.name), "key": svg::key(series.look, figure.kind)?}));
     value["svg"] = svg::draw(figure)?.into();
-    // Bars have their names beside them.
-    let named = |series: &Series| series.points.iter().all(|point| figure.x(point) == series.name);
-    let shown = figure.series.iter().filter(|series| figure.kind != Kind::Bars || !named(series));
+    let shown = figure.series.iter().filter(|series| !is_named(figure, series));
     value["legend"] = shown.map(key).collect::<Result<Vec<Value>>>()?.into();
     value["numbers"] = numbers(figure, spread.then_some(over)).map_or(Value::Null, |numbers| table(&numbers));
     Ok(json!({"figure": value}))
+}
+
+/// Whether a series is of bars that have its name beside them.
+fn is_named(figure: &Figure, series: &Series) -> bool {
+    figure.kind == Kind::Bars && series.points.iter().all(|point| figure.x(point) == series.name)
 }
 
 /// A figure's values as a table: a row for every x; none where a table would be unreadable.
@@ -92,6 +95,13 @@ fn numbers(figure: &Figure, over: Option<&str>) -> Option<Table> {
     let points: usize = figure.series.iter().map(|series| series.points.len()).sum();
     if figure.kind == Kind::Scatter || points > LONGEST {
         return None;
+    }
+    let caption = over.map_or_else(String::new, |over| format!("Mean ± SD over {over}"));
+    if figure.series.iter().all(|series| series.points.len() == 1 && is_named(figure, series)) {
+        let row = |series: &Series| vec![series.name.clone(), mean_sd(series.points[0].y, 4)];
+        let (header, rows) =
+            (vec![figure.x_label.clone(), figure.y_label.clone()], figure.series.iter().map(row).collect());
+        return Some(Table { caption, header, rows, text: false });
     }
     let mut places: Vec<(f64, String)> = Vec::new();
     for point in figure.series.iter().flat_map(|series| &series.points) {
@@ -109,7 +119,7 @@ fn numbers(figure: &Figure, over: Option<&str>) -> Option<Table> {
     };
     let names = figure.series.iter().map(|series| series.name.clone());
     Some(Table {
-        caption: over.map_or_else(String::new, |over| format!("Mean ± SD over {over}")),
+        caption,
         header: std::iter::once(figure.x_label.clone()).chain(names).collect(),
         rows: places.iter().map(row).collect(),
         text: false,

@@ -273,6 +273,16 @@ fn comparison_says_who_is_above_whom() {
     ] {
         assert_eq!(answer(&page, question).word, word, "{question}");
     }
+    assert!(page.asked[0].contains("Judged by parse match; "), "{}", page.asked[0]);
+    let mut other = comparison();
+    other["metrics"][0]["metric"] = json!("BLEU");
+    other["metrics"][0]["signature"] = json!("nrefs:1|tok:13a");
+    assert!(super::page(&other).asked[0].contains("Judged by BLEU (nrefs:1|tok:13a); "));
+    // Bars of one value each are a row each in the table of their numbers.
+    let html = llamaprobe::page::render(&page).expect("a page");
+    let table = html.split("<summary>Numbers</summary>").nth(1).expect("a table");
+    let table = table.split("</table>").next().expect("its end").replace(['\n', ' '], "");
+    assert!(table.contains("pt(8)") && table.contains("30.0000±4.0000") && !table.contains('–'), "{table}");
     let mut same = comparison();
     for row in same["rows"].as_array_mut().expect("rows") {
         row["interval"] = json!({"low": 0.0, "high": 100.0});

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use llamaprobe::arch::{Dtype, ModelConfig, Positions, Projection, RopeKind};
-use llamaprobe::backend::Buffers;
 use llamaprobe::backend::cpu::Cpu;
+use llamaprobe::backend::{Buffers, Len};
 use llamaprobe::formats::safetensors::Checkpoint;
 use llamaprobe::formats::stops::Stops;
 use llamaprobe::formats::tokenizer::Tokenizer;
@@ -39,16 +39,30 @@ fn run(
     model.generate(backend, prompts, adaptation, generation, &mut |_, _| ()).expect("generates")
 }
 
+/// The logits of some rows of a pass over a sequence.
+fn logits(backend: &mut Cpu, model: &Model<Cpu>, ids: &[u32], rows: &[usize]) -> Vec<f32> {
+    let pack = forest(&[Sequence::ids(ids, None, Label::Text)], 1).pack;
+    let device = backend.pack(&pack).expect("pack");
+    let mut acts = Activations::new(backend, &model.config, None, pack.len(), Save::Layer).expect("memory");
+    model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut NoTaps).expect("forward");
+    model.logits(backend, &acts, rows).expect("logits")
+}
+
 fn beam(beams: usize, length_penalty: f64, tokens: usize) -> GenerationConfig<'static> {
     GenerationConfig { sampling: Sampling::Beam { beams, length_penalty }, ..GenerationConfig::greedy(tokens) }
 }
 
-#[test]
-fn generation_with_weights_loaded_for_it_is_that_with_weights_as_they_are_stored() {
+/// A model whose matrices can be quantised, keys and values of 32 rows.
+fn quantizable() -> (ModelConfig, Checkpoint) {
     let dir = support::temp();
     support::tiny_model::TinyModel { width: 64, head_dim: 16, ffn: 192, ..Default::default() }.write(dir.path());
-    let config = ModelConfig::load(dir.path()).expect("a configuration");
     let checkpoint = Checkpoint::open(dir.path()).expect("weights");
+    (ModelConfig::load(dir.path()).expect("a configuration"), checkpoint)
+}
+
+#[test]
+fn generation_with_weights_loaded_for_it_is_that_with_weights_as_they_are_stored() {
+    let (config, checkpoint) = quantizable();
     let backend = &mut Cpu::new(Dtype::BF16);
     for to in [QuantizeTo::Nf4, QuantizeTo::Int8] {
         let source = Source::new(&config, &checkpoint).expect("the model's weights");
@@ -58,14 +72,44 @@ fn generation_with_weights_loaded_for_it_is_that_with_weights_as_they_are_stored
         let [few, many] = [1, 9].map(|count| prompts(&vec![None; count]));
         let generation = GenerationConfig::greedy(12);
         let expected = [&few, &many].map(|prompts| run(backend, &stored, prompts, None, &generation));
+        // Then a pass of hundreds of rows, and one of a single row again.
+        let long: Vec<u32> = (0..300).map(|i| 7 * i % 251).collect();
+        let passes = [(&long[..], [0, 1, 150, 299]), (&long[..1], [0; 4])];
+        let expected_logits = passes.map(|(ids, rows)| logits(backend, &stored, ids, &rows));
         assert_eq!(checkpoint.quantized().count(), 14);
         let backend = &mut Cpu::new(Dtype::BF16);
         let loaded = Model::for_generation(backend, &config, &mut checkpoint).expect("loads");
         assert_eq!(checkpoint.quantized().count(), 0, "what is in memory is there once");
         let found = [&few, &many].map(|prompts| run(backend, &loaded, prompts, None, &generation));
         assert!(found == expected, "{}", to.name());
+        let found = passes.map(|(ids, rows)| logits(backend, &loaded, ids, &rows));
+        assert!(found == expected_logits, "{}: a pass of many rows, or the next of few", to.name());
         assert!(many.len() > 4 && expected[1].iter().any(|tokens| *tokens != expected[0][0]));
     }
+}
+
+/// Where groups of rows are read, a weight of 32 rows takes in one of 64 more bytes than it is stored in.
+#[test]
+fn few_rows_are_expected_of_the_weights_of_a_model_for_generation_alone() {
+    let (config, checkpoint) = quantizable();
+    let mut checkpoint =
+        quantized(&Source::new(&config, &checkpoint).expect("weights"), QuantizeTo::Int8).expect("codes");
+    let keys = checkpoint.quantized().find(|view| view.shape[0] == 32).expect("keys").clone();
+    let backend = &mut Cpu::new(Dtype::BF16);
+    let bytes = |backend: &mut Cpu| backend.quantized_weight(&keys).expect("memory").quantized_bytes();
+    let stored = bytes(backend);
+    assert_eq!(stored, Some(keys.stored_bytes()));
+    backend.expect_few_rows(true);
+    let in_groups = bytes(backend);
+    assert!(in_groups >= stored, "{in_groups:?} in groups");
+    backend.expect_few_rows(false);
+    assert_eq!(bytes(backend), stored);
+    // One that cannot be loaded to its end, and one that can.
+    let mut without_norm = checkpoint.clone().quantized_as([], |name| name == "model.norm.weight");
+    assert!(Model::for_generation(backend, &config, &mut without_norm).is_err());
+    assert_eq!(bytes(backend), stored, "after an error");
+    Model::for_generation(backend, &config, &mut checkpoint).expect("loads");
+    assert_eq!(bytes(backend), stored, "after a model");
 }
 
 #[test]
@@ -115,11 +159,7 @@ fn generation_greedy_and_with_beams_is_that_of_transformers() {
 
 /// The logits after a sequence, of a pass over the whole of it.
 fn logits_after(backend: &mut Cpu, model: &Model<Cpu>, ids: &[u32]) -> Vec<f32> {
-    let pack = forest(&[Sequence::ids(ids, None, Label::Text)], 1).pack;
-    let device = backend.pack(&pack).expect("pack");
-    let mut acts = Activations::new(backend, &model.config, None, pack.len(), Save::Layer).expect("memory");
-    model.forward(backend, &mut acts, &Input::new(&pack, &device), None, &mut NoTaps).expect("forward");
-    model.logits(backend, &acts, &[pack.len() - 1]).expect("logits")
+    logits(backend, model, ids, &[ids.len() - 1])
 }
 
 /// Layers with a window and those without may change to their long list at lengths of their own.

@@ -19,8 +19,20 @@ use llamaprobe::quantization::BlockFormat;
 
 /// Output and input widths.
 const SHAPES: [[usize; 2]; 3] = [[4096, 4096], [11008, 4096], [32000, 4096]];
-const FORMATS: [BlockFormat; 5] =
-    [BlockFormat::NF4, BlockFormat::Int8Rows, BlockFormat::Q8_0, BlockFormat::Q4K, BlockFormat::Q6K];
+const FORMATS: [BlockFormat; 12] = [
+    BlockFormat::NF4,
+    BlockFormat::Int8Rows,
+    BlockFormat::Q8_0,
+    BlockFormat::Q4_0,
+    BlockFormat::Q4_1,
+    BlockFormat::Q5_0,
+    BlockFormat::Q5_1,
+    BlockFormat::Q2K,
+    BlockFormat::Q3K,
+    BlockFormat::Q4K,
+    BlockFormat::Q5K,
+    BlockFormat::Q6K,
+];
 /// Bytes of the weights of a kind, at least.
 const BYTES: usize = 128 << 20;
 /// Rounds, and seconds of each kind of weight in one.

@@ -41,7 +41,7 @@ pub fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
 
 /// The 32 codes of 5 bits whose low four lie as in `Q4_0`, and whose fifth is bit i of 4 bytes before them.
 #[inline(always)]
-fn five_bits(packed: &[u8; 20]) -> [u8; 32] {
+pub fn five_bits(packed: &[u8; 20]) -> [u8; 32] {
     let fifths = u32::from_le_bytes([packed[0], packed[1], packed[2], packed[3]]);
     std::array::from_fn(|i| {
         let byte = packed[4 + i % 16];
@@ -82,16 +82,24 @@ pub fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
     }
 }
 
+/// The scales of the 16 parts of a block of `Q3_K`, from its 12 bytes at 96: 6 bits less 32, the low four of all first.
+#[inline(always)]
+pub fn q3_k_scales(block: &[u8]) -> [i8; 16] {
+    let packed = &block[96..108];
+    std::array::from_fn(|part| {
+        let low = packed[part % 8] >> (part / 8 * 4) & 15;
+        let high = packed[8 + part % 4] >> (part / 4 * 2) & 3;
+        (low | high << 4).cast_signed() - 32
+    })
+}
+
 /// `out [256] = ` the values of a block of `Q3_K`: 32 bytes whose bit p is the third, turned around, of elements 32 p and on; codes of 2
-/// bits as in `Q2_K`; the 16 scales of 6 bits in 12 bytes, the low four of all first; and one for all.
+/// bits as in `Q2_K`; the scales of parts, and one for all.
 #[inline(always)]
 pub fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
-    let d = scale(block, 108);
-    let scales = &block[96..108];
+    let (d, scales) = (scale(block, 108), q3_k_scales(block));
     for (part, out) in out.chunks_exact_mut(16).enumerate() {
-        let low = scales[part % 8] >> (part / 8 * 4) & 15;
-        let high = scales[8 + part % 4] >> (part / 4 * 2) & 3;
-        let factor = d * f32::from((low | high << 4).cast_signed() - 32);
+        let factor = d * f32::from(scales[part]);
         let thirds = &block[part % 2 * 16..][..16];
         let codes = &block[32 + part / 8 * 32 + part % 2 * 16..][..16];
         for ((out, &byte), &third) in out.iter_mut().zip(codes).zip(thirds) {

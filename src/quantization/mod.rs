@@ -14,7 +14,7 @@ mod format;
 mod matrix;
 mod nf4;
 
-pub use blocks::{q4_0, q4_k, q5_k, q6_k, q8_0};
+pub use blocks::{five_bits, q3_k_scales, q4_0, q4_k, q5_k, q6_k, q8_0};
 pub use encode::{encode_int8, encode_nf4, encode_q8_0};
 pub use format::BlockFormat;
 pub use matrix::{INT8_STEP, Mismatch, QuantizedMatrix, RowOrder, Scales};

@@ -109,22 +109,24 @@ fn gguf_limits_see_small_mistakes() {
 
 #[test]
 fn quantised_model_has_the_bits_of_its_values() {
-    let (_, expected) = found("llama-blocks");
-    let GgufModel { config, checkpoint, .. } =
-        GgufModel::open(golden("llama-blocks", "gguf"), Loading::Mapped).expect("a model");
-    let decoded = checkpoint.clone().dequantized();
-    assert!(checkpoint.quantized().count() == 8 && decoded.quantized().next().is_none());
-    for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
-        let mut cpu = Cpu::<f32>::new(dtype);
-        let [blocks, numbers] = [&checkpoint, &decoded].map(|checkpoint| {
-            let model = Model::new(&mut cpu, &config, checkpoint).expect("a model");
-            logits(&model, &mut cpu, &expected)
-        });
-        assert!(blocks == numbers && blocks.iter().flatten().any(|&x| x != 0.0), "{dtype}");
-        let mut released = checkpoint.clone();
-        let loaded = Model::for_generation(&mut cpu, &config, &mut released).expect("a model");
-        assert!(logits(&loaded, &mut cpu, &expected) == blocks, "{dtype}: loaded for generation");
-        assert_eq!(released.quantized().count(), 8, "what is in a file is left there");
+    for name in ["llama-blocks", "qwen2-blocks"] {
+        let (_, expected) = found(name);
+        let GgufModel { config, checkpoint, .. } =
+            GgufModel::open(golden(name, "gguf"), Loading::Mapped).expect("a model");
+        let decoded = checkpoint.clone().dequantized();
+        assert!(checkpoint.quantized().count() == 8 && decoded.quantized().next().is_none());
+        for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+            let mut cpu = Cpu::<f32>::new(dtype);
+            let [blocks, numbers] = [&checkpoint, &decoded].map(|checkpoint| {
+                let model = Model::new(&mut cpu, &config, checkpoint).expect("a model");
+                logits(&model, &mut cpu, &expected)
+            });
+            assert!(blocks == numbers && blocks.iter().flatten().any(|&x| x != 0.0), "{name}, {dtype}");
+            let mut released = checkpoint.clone();
+            let loaded = Model::for_generation(&mut cpu, &config, &mut released).expect("a model");
+            assert!(logits(&loaded, &mut cpu, &expected) == blocks, "{name}, {dtype}: loaded for generation");
+            assert_eq!(released.quantized().count(), 8, "what is in a file is left there");
+        }
     }
 }
 

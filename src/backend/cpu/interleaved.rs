@@ -5,8 +5,9 @@
 //! read in one stream. A group is blocks along k: of each the scales of all its columns, as they are stored, and then
 //! *units* of [`UNIT`] elements along k, of which a vector has codes of 8 columns: in each two neighbouring lanes one column's, of even
 //! elements in the first and of odd ones in the second. So codes are shifted all alike, and what is decoded lies as a product of pairs
-//! of bfloat16 wants it, without a shuffle of codes (`interleaved/formats.rs`). Formats that have their scales among the codes take as many bytes as in a
-//! file, and the others too.
+//! of bfloat16 wants it, without a shuffle of codes (`interleaved/formats.rs`). The 16 codes of a lane fill whole words of 32 bits, with whole
+//! codes (5 of 6 bits, 6 of 5), and of 3 and 5 bits half a word more, which neighbouring vectors share; the last code is in the bits that
+//! all these have over. All formats take as many bytes as in a file, but `Q3_K`, whose scales of 6 bits become bytes: 114 where it has 110.
 //!
 //! Where scales are quantised themselves, blocks share largest magnitudes over the ends of rows. Among as many blocks of a row as share one
 //! it changes once at most: of each such window of a row the group begins with the largest magnitude before the change, the one behind it,
@@ -82,14 +83,25 @@ impl Layout {
             // The scales of rows.
             BlockFormat::Int8Rows => (4 * COLUMNS, UNIT, 0, 8),
             BlockFormat::Nf4 { block: 64 } => (0, 64, 4, 4),
+            BlockFormat::Nf4 { .. } => return None,
             BlockFormat::Q8_0 => (0, 32, 2, 8),
             BlockFormat::Q4_0 => (0, 32, 2, 4),
+            BlockFormat::Q4_1 => (0, 32, 4, 4),
+            BlockFormat::Q5_0 => (0, 32, 2, 5),
+            BlockFormat::Q5_1 => (0, 32, 4, 5),
+            BlockFormat::Q2K => (0, 256, 20, 2),
+            // Its scales of 6 bits as bytes.
+            BlockFormat::Q3K => (0, 256, 18, 3),
             BlockFormat::Q4K => (0, 256, 16, 4),
             BlockFormat::Q5K => (0, 256, 16, 5),
             BlockFormat::Q6K => (0, 256, 18, 6),
-            _ => return None,
         };
         Some(Self { head, block, scales, unit: COLUMNS * UNIT / 8 * bits })
+    }
+
+    /// Bits of a code.
+    const fn bits(self) -> usize {
+        self.unit * 8 / (COLUMNS * UNIT)
     }
 
     /// Of a format whose scales are codes of a byte, in rows of so many elements, where `share` blocks share a largest magnitude.

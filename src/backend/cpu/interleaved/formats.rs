@@ -2,10 +2,10 @@
 //! [`QuantizedMatrix::dequantize_row`](crate::quantization::QuantizedMatrix::dequantize_row) has.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
-use super::lanes::{
-    Decode, Doubled, WHOLE, Work, counting, doubled, fours, halves, joined, look_up, signed, singles, zeros,
-};
+use super::lanes::{Decode, Doubled, WHOLE, Work, codes, doubled, halves, look_up, signed, singles, zeros};
 use super::{COLUMNS, Interleaved, Layout, Nested, UNIT, WINDOW};
 use crate::quantization::{BlockFormat, NF4_VALUES};
 
@@ -19,14 +19,18 @@ pub unsafe fn decode(matrix: &Interleaved, group: &[u8], work: impl Work) {
     unsafe {
         match matrix.format {
             BlockFormat::Nf4 { .. } if matrix.nested.is_some() => run::<NestedNf4<'_>, _>(at, matrix, work),
-            BlockFormat::Nf4 { .. } => run::<Nf4, _>(at, matrix, work),
+            BlockFormat::Nf4 { .. } => run::<Scaled<Nf4>, _>(at, matrix, work),
             BlockFormat::Int8Rows => run::<Int8, _>(at, matrix, work),
-            BlockFormat::Q8_0 => run::<Q8_0, _>(at, matrix, work),
-            BlockFormat::Q4_0 => run::<Q4_0, _>(at, matrix, work),
+            BlockFormat::Q8_0 => run::<Scaled<Q8_0>, _>(at, matrix, work),
+            BlockFormat::Q4_0 => run::<Scaled<Q4_0>, _>(at, matrix, work),
+            BlockFormat::Q4_1 => run::<Shifted<Q4_1>, _>(at, matrix, work),
+            BlockFormat::Q5_0 => run::<Scaled<Q5_0>, _>(at, matrix, work),
+            BlockFormat::Q5_1 => run::<Shifted<Q5_1>, _>(at, matrix, work),
+            BlockFormat::Q2K => run::<TwoBits, _>(at, matrix, work),
+            BlockFormat::Q3K => run::<Sixteen<Q3K>, _>(at, matrix, work),
             BlockFormat::Q4K => run::<KQuant<Q4K>, _>(at, matrix, work),
             BlockFormat::Q5K => run::<KQuant<Q5K>, _>(at, matrix, work),
-            BlockFormat::Q6K => run::<Q6K, _>(at, matrix, work),
-            other => unreachable!("interleaved: {other}"),
+            BlockFormat::Q6K => run::<Sixteen<Q6K>, _>(at, matrix, work),
         }
     }
 }
@@ -35,24 +39,10 @@ pub unsafe fn decode(matrix: &Interleaved, group: &[u8], work: impl Work) {
 /// As for [`decode`].
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn run<'a, D: Decode<'a>, W: Work>(group: *const u8, matrix: &'a Interleaved, work: W) {
+    // Vectors for which there is no register go to the stack, and across lines of the cache, unless something else there is aligned.
+    std::hint::black_box(&MaybeUninit::<__m512>::uninit());
     // SAFETY: the caller's promise.
     unsafe { work.run(D::new(group, matrix)) }
-}
-
-/// NF4 in blocks of 64.
-struct Nf4 {
-    group: *const u8,
-    codes: *const u8,
-    scales: Doubled,
-    table: __m512,
-}
-
-/// How a format lies.
-const fn layout(format: BlockFormat) -> Layout {
-    match Layout::of(format) {
-        Some(layout) => layout,
-        None => panic!("a format without a layout"),
-    }
 }
 
 /// Where a block of a format begins, and the codes of its `unit`-th unit.
@@ -69,32 +59,143 @@ unsafe fn at(group: *const u8, layout: Layout, unit: usize) -> [*const u8; 2] {
     }
 }
 
-impl Decode<'_> for Nf4 {
+/// A format, and what is known of it.
+trait Format {
+    const FORMAT: BlockFormat;
+    const LAYOUT: Layout = match Layout::of(Self::FORMAT) {
+        Some(layout) => layout,
+        None => panic!("a format without a layout"),
+    };
+    /// What codes of up to 5 bits stand for. Where they have fewer, other bits are above them, and numbers come again.
+    const NUMBERS: [f32; 32] = {
+        let less = match Self::FORMAT {
+            BlockFormat::Q4_0 => 8.0,
+            BlockFormat::Q5_0 => 16.0,
+            BlockFormat::Q3K => 4.0,
+            _ => 0.0,
+        };
+        let (mut numbers, mut i) = ([0.0; 32], 0);
+        while i < numbers.len() {
+            numbers[i] = match Self::FORMAT {
+                BlockFormat::Nf4 { .. } => NF4_VALUES[i % 16],
+                _ => (i % (1 << Self::LAYOUT.bits())) as f32 - less,
+            };
+            i += 1;
+        }
+        numbers
+    };
+}
+
+macro_rules! formats {
+    ($($name:ident)*) => {$(
+        struct $name;
+
+        impl Format for $name {
+            const FORMAT: BlockFormat = BlockFormat::$name;
+        }
+    )*};
+}
+
+formats!(Int8Rows Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2K Q3K Q4K Q5K Q6K);
+
+/// Blocks of 64.
+struct Nf4;
+
+impl Format for Nf4 {
+    const FORMAT: BlockFormat = BlockFormat::NF4;
+}
+
+/// Codes of a format: those of a unit, and what they stand for.
+struct Codes<F> {
+    at: *const u8,
+    numbers: [__m512; 2],
+    of: PhantomData<F>,
+}
+
+impl<F: Format> Codes<F> {
+    /// # Safety
+    /// As for [`Work`].
+    #[inline(always)]
+    unsafe fn new() -> Self {
+        let numbers = const { &F::NUMBERS }.as_ptr();
+        // SAFETY: the caller's promise.
+        let numbers = unsafe { [_mm512_loadu_ps(numbers), _mm512_loadu_ps(numbers.add(16))] };
+        Self { at: std::ptr::null(), numbers, of: PhantomData }
+    }
+
+    /// Goes to a unit. Returns where its block begins.
+    ///
+    /// # Safety
+    /// There is such a unit.
+    #[inline(always)]
+    unsafe fn begin(&mut self, group: *const u8, unit: usize) -> *const u8 {
+        // SAFETY: the caller's promise.
+        let [block, codes] = unsafe { at(group, const { F::LAYOUT }, unit) };
+        self.at = codes;
+        block
+    }
+
+    /// The numbers that the codes of pair `P` stand for, of vector `vector` of 8 columns.
+    ///
+    /// # Safety
+    /// There is a unit; as for [`Work`].
+    #[inline(always)]
+    unsafe fn numbers<const P: usize>(&self, vector: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if const { F::LAYOUT.bits() == 8 } {
+                return signed::<P>(self.at, vector);
+            }
+            let [first, second] = self.numbers;
+            let codes = codes::<P>(const { F::LAYOUT.bits() }, self.at, vector);
+            match const { F::LAYOUT.bits() } {
+                5 => _mm512_permutex2var_ps(first, codes, second),
+                6 => {
+                    let whole = _mm512_set1_epi32(WHOLE.to_bits().cast_signed());
+                    // whole | codes & 63
+                    let number = _mm512_ternarylogic_epi32::<0xf8>(whole, codes, _mm512_set1_epi32(63));
+                    _mm512_sub_ps(_mm512_castsi512_ps(number), _mm512_set1_ps(WHOLE + 32.0))
+                }
+                _ => look_up(first, codes),
+            }
+        }
+    }
+}
+
+/// Blocks with one scale.
+struct Scaled<F> {
+    group: *const u8,
+    codes: Codes<F>,
+    scales: Doubled,
+}
+
+impl<F: Format> Decode<'_> for Scaled<F> {
     #[inline(always)]
     unsafe fn new(group: *const u8, _: &Interleaved) -> Self {
         // SAFETY: the caller's promise.
-        unsafe { Self { group, codes: group, scales: zeros(), table: _mm512_loadu_ps(NF4_VALUES.as_ptr()) } }
+        unsafe { Self { group, codes: Codes::new(), scales: zeros() } }
     }
 
     #[inline(always)]
     unsafe fn begin(&mut self, unit: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            let [block, codes] = at(self.group, const { layout(BlockFormat::NF4) }, unit);
-            (self.codes, self.scales) = (codes, doubled(singles(block)));
+            let block = self.codes.begin(self.group, unit);
+            self.scales = doubled(match F::FORMAT {
+                BlockFormat::Nf4 { .. } => singles(block),
+                _ => halves(block),
+            });
         }
     }
 
     #[inline(always)]
     unsafe fn values<const P: usize>(&self, vector: usize) -> __m512 {
         // SAFETY: the caller's promise.
-        unsafe {
-            _mm512_mul_ps(look_up(self.table, fours::<P>(self.codes, vector)), self.scales[vector / 2][vector % 2])
-        }
+        unsafe { _mm512_mul_ps(self.codes.numbers::<P>(vector), self.scales[vector / 2][vector % 2]) }
     }
 }
 
-/// The same with scales that are quantised.
+/// NF4 with scales that are quantised.
 struct NestedNf4<'a> {
     /// The windows, and behind them the blocks, of which there are so many.
     windows: *const u8,
@@ -104,11 +205,11 @@ struct NestedNf4<'a> {
     /// Of an even and an odd block what the codes of its scales stand for, and of which block it is: looked up before these are wanted.
     values: [[f32; COLUMNS]; 2],
     of: [usize; 2],
-    nf4: Nf4,
+    nf4: Scaled<Nf4>,
 }
 
 impl NestedNf4<'_> {
-    const LAYOUT: Layout = layout(BlockFormat::NF4).nested(0, 1);
+    const LAYOUT: Layout = Nf4::LAYOUT.nested(0, 1);
 
     /// Looks up what the codes of a block's scales stand for.
     ///
@@ -134,7 +235,7 @@ impl<'a> Decode<'a> for NestedNf4<'a> {
         let count = matrix.columns / layout.block;
         // SAFETY: the caller's promise.
         unsafe {
-            let nf4 = Nf4::new(group, matrix);
+            let nf4 = Scaled::new(group, matrix);
             Self { windows: group, group: group.add(layout.head), count, nested, values, of, nf4 }
         }
     }
@@ -145,7 +246,7 @@ impl<'a> Decode<'a> for NestedNf4<'a> {
         // SAFETY: the caller's promise.
         unsafe {
             let [_, codes] = at(self.group, Self::LAYOUT, unit);
-            self.nf4.codes = codes;
+            self.nf4.codes.at = codes;
             if self.of[block % 2] != block {
                 self.look_up(block);
             }
@@ -175,7 +276,7 @@ impl<'a> Decode<'a> for NestedNf4<'a> {
 /// Signed bytes with a scale a row.
 struct Int8 {
     group: *const u8,
-    codes: *const u8,
+    codes: Codes<Int8Rows>,
     scales: Doubled,
     step: f32,
 }
@@ -184,77 +285,45 @@ impl Decode<'_> for Int8 {
     #[inline(always)]
     unsafe fn new(group: *const u8, matrix: &Interleaved) -> Self {
         // SAFETY: the caller's promise: a group begins with its scales.
-        unsafe { Self { group, codes: group, scales: doubled(singles(group)), step: matrix.step } }
+        unsafe { Self { group, codes: Codes::new(), scales: doubled(singles(group)), step: matrix.step } }
     }
 
     #[inline(always)]
     unsafe fn begin(&mut self, unit: usize) {
         // SAFETY: the caller's promise.
-        let [_, codes] = unsafe { at(self.group, const { layout(BlockFormat::Int8Rows) }, unit) };
-        self.codes = codes;
+        unsafe { self.codes.begin(self.group, unit) };
     }
 
     #[inline(always)]
     unsafe fn values<const P: usize>(&self, vector: usize) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe {
-            let scaled = _mm512_mul_ps(signed::<P>(self.codes, vector), self.scales[vector / 2][vector % 2]);
+            let scaled = _mm512_mul_ps(self.codes.numbers::<P>(vector), self.scales[vector / 2][vector % 2]);
             _mm512_mul_ps(scaled, _mm512_set1_ps(self.step))
         }
     }
 }
 
-/// Blocks of 32 signed bytes.
-struct Q8_0 {
-    group: *const u8,
-    codes: *const u8,
-    scales: Doubled,
+/// Blocks with a scale and a minimum, both in half precision.
+struct Shifted<F> {
+    scaled: Scaled<F>,
+    minima: Doubled,
 }
 
-impl Decode<'_> for Q8_0 {
+impl<F: Format> Decode<'_> for Shifted<F> {
     #[inline(always)]
-    unsafe fn new(group: *const u8, _: &Interleaved) -> Self {
+    unsafe fn new(group: *const u8, matrix: &Interleaved) -> Self {
         // SAFETY: the caller's promise.
-        Self { group, codes: group, scales: unsafe { zeros() } }
+        unsafe { Self { scaled: Scaled::new(group, matrix), minima: zeros() } }
     }
 
     #[inline(always)]
     unsafe fn begin(&mut self, unit: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            let [block, codes] = at(self.group, const { layout(BlockFormat::Q8_0) }, unit);
-            (self.codes, self.scales) = (codes, doubled(halves(block)));
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn values<const P: usize>(&self, vector: usize) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_mul_ps(signed::<P>(self.codes, vector), self.scales[vector / 2][vector % 2]) }
-    }
-}
-
-/// Blocks of 32 codes of 4 bits less 8.
-struct Q4_0 {
-    group: *const u8,
-    codes: *const u8,
-    scales: Doubled,
-    table: __m512,
-}
-
-impl Decode<'_> for Q4_0 {
-    #[inline(always)]
-    unsafe fn new(group: *const u8, _: &Interleaved) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe { Self { group, codes: group, scales: zeros(), table: _mm512_sub_ps(counting(), _mm512_set1_ps(8.0)) } }
-    }
-
-    #[inline(always)]
-    unsafe fn begin(&mut self, unit: usize) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let [block, codes] = at(self.group, const { layout(BlockFormat::Q4_0) }, unit);
-            (self.codes, self.scales) = (codes, doubled(halves(block)));
+            self.scaled.begin(unit);
+            let [block, _] = at(self.scaled.group, const { F::LAYOUT }, unit);
+            self.minima = doubled(halves(block.add(2 * COLUMNS)));
         }
     }
 
@@ -262,75 +331,33 @@ impl Decode<'_> for Q4_0 {
     unsafe fn values<const P: usize>(&self, vector: usize) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe {
-            _mm512_mul_ps(look_up(self.table, fours::<P>(self.codes, vector)), self.scales[vector / 2][vector % 2])
-        }
-    }
-}
-
-/// What codes of `Q4_K` and `Q5_K` stand for.
-trait Codes {
-    const FORMAT: BlockFormat;
-
-    /// With the table of the numbers from 0 to 15.
-    ///
-    /// # Safety
-    /// As for [`fours`].
-    unsafe fn numbers<const P: usize>(table: __m512, codes: *const u8, vector: usize) -> __m512;
-}
-
-/// 4 bits.
-struct Q4K;
-
-impl Codes for Q4K {
-    const FORMAT: BlockFormat = BlockFormat::Q4K;
-
-    #[inline(always)]
-    unsafe fn numbers<const P: usize>(table: __m512, codes: *const u8, vector: usize) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe { look_up(table, fours::<P>(codes, vector)) }
-    }
-}
-
-/// 4 bits, and behind those of all columns the fifth ones.
-struct Q5K;
-
-impl Codes for Q5K {
-    const FORMAT: BlockFormat = BlockFormat::Q5K;
-
-    #[inline(always)]
-    unsafe fn numbers<const P: usize>(_: __m512, codes: *const u8, vector: usize) -> __m512 {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let fifths = _mm256_loadu_si256(codes.add(COLUMNS * UNIT / 2 + 32 * vector).cast());
-            let fifths = _mm512_sllv_epi32(_mm512_cvtepu16_epi32(fifths), _mm512_set1_epi32(16));
-            let fifths = _mm512_srlv_epi32(fifths, _mm512_set1_epi32(12 + P as i32));
-            let number = joined(fours::<P>(codes, vector), fifths, 16);
-            _mm512_sub_ps(number, _mm512_set1_ps(WHOLE))
+            let Scaled { codes, scales, .. } = &self.scaled;
+            // The product of code and scale is exact, so that the sum is rounded as elsewhere.
+            let (numbers, minima) = (codes.numbers::<P>(vector), self.minima[vector / 2][vector % 2]);
+            _mm512_fmadd_ps(numbers, scales[vector / 2][vector % 2], minima)
         }
     }
 }
 
 /// Blocks of 256 codes in 8 parts with their own scale and minimum.
-struct KQuant<C> {
+struct KQuant<F> {
     group: *const u8,
-    codes: *const u8,
+    codes: Codes<F>,
     block: *const u8,
     /// What multiplies the scales and the minima of a block.
     factors: [[__m512; COLUMNS / 16]; 2],
     scales: Doubled,
     minima: Doubled,
-    table: __m512,
-    of: std::marker::PhantomData<C>,
 }
 
-impl<C: Codes> Decode<'_> for KQuant<C> {
+impl<F: Format> Decode<'_> for KQuant<F> {
     #[inline(always)]
     unsafe fn new(group: *const u8, _: &Interleaved) -> Self {
-        let (codes, block, of) = (group, std::ptr::null(), std::marker::PhantomData);
         // SAFETY: the caller's promise.
         unsafe {
             let factors = [[_mm512_setzero_ps(); COLUMNS / 16]; 2];
-            Self { group, codes, block, factors, scales: zeros(), minima: zeros(), table: counting(), of }
+            let (codes, block) = (Codes::new(), std::ptr::null());
+            Self { group, codes, block, factors, scales: zeros(), minima: zeros() }
         }
     }
 
@@ -338,8 +365,7 @@ impl<C: Codes> Decode<'_> for KQuant<C> {
     unsafe fn begin(&mut self, unit: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            let [block, codes] = at(self.group, const { layout(C::FORMAT) }, unit);
-            self.codes = codes;
+            let block = self.codes.begin(self.group, unit);
             // Four numbers of 32 bits, each of all columns: two scales, and then 12 bytes, as `quantization::blocks` takes them apart.
             let field = |field: usize, i: usize| _mm512_loadu_si512(block.add(64 * (4 * field + i)).cast());
             if block != self.block {
@@ -378,34 +404,33 @@ impl<C: Codes> Decode<'_> for KQuant<C> {
     unsafe fn values<const P: usize>(&self, vector: usize) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe {
-            let numbers = C::numbers::<P>(self.table, self.codes, vector);
+            let numbers = self.codes.numbers::<P>(vector);
             // The product of code and scale is exact, so that the difference is rounded as elsewhere.
             _mm512_fmsub_ps(numbers, self.scales[vector / 2][vector % 2], self.minima[vector / 2][vector % 2])
         }
     }
 }
 
-/// Blocks of 256 codes of 6 bits less 32 in 16 parts with a scale of a signed byte: 4 bits, and behind those of all columns the others.
-struct Q6K {
+/// Blocks of 256 codes in 16 parts, whose scales are signed bytes.
+struct Sixteen<F> {
     group: *const u8,
-    codes: *const u8,
+    codes: Codes<F>,
     /// Of the first and of the second half of a unit.
     scales: [Doubled; 2],
 }
 
-impl Decode<'_> for Q6K {
+impl<F: Format> Decode<'_> for Sixteen<F> {
     #[inline(always)]
     unsafe fn new(group: *const u8, _: &Interleaved) -> Self {
         // SAFETY: the caller's promise.
-        Self { group, codes: group, scales: unsafe { [zeros(); 2] } }
+        unsafe { Self { group, codes: Codes::new(), scales: [zeros(); 2] } }
     }
 
     #[inline(always)]
     unsafe fn begin(&mut self, unit: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            let [block, codes] = at(self.group, const { layout(BlockFormat::Q6K) }, unit);
-            self.codes = codes;
+            let block = self.codes.begin(self.group, unit);
             let factors = halves(block);
             for (half, to) in self.scales.iter_mut().enumerate() {
                 let bytes = block.add(2 * COLUMNS + COLUMNS * (unit % 8 * 2 + half));
@@ -423,15 +448,56 @@ impl Decode<'_> for Q6K {
     unsafe fn values<const P: usize>(&self, vector: usize) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe {
-            let high = _mm512_loadu_si512(self.codes.add(COLUMNS * UNIT / 2 + 64 * vector).cast());
-            let by = 2 * P as i32 - 4;
-            let high = match by < 0 {
-                true => _mm512_sllv_epi32(high, _mm512_set1_epi32(-by)),
-                false => _mm512_srlv_epi32(high, _mm512_set1_epi32(by)),
-            };
-            let number = joined(fours::<P>(self.codes, vector), high, 48);
-            let number = _mm512_sub_ps(number, _mm512_set1_ps(WHOLE + 32.0));
-            _mm512_mul_ps(number, self.scales[P / 8][vector / 2][vector % 2])
+            let numbers = self.codes.numbers::<P>(vector);
+            _mm512_mul_ps(numbers, self.scales[P / 8][vector / 2][vector % 2])
+        }
+    }
+}
+
+/// Blocks of 256 codes of 2 bits in 16 parts, whose scales and minima are of 4 bits.
+struct TwoBits {
+    group: *const u8,
+    codes: Codes<Q2K>,
+    /// Of the first and of the second half of a unit.
+    scales: [Doubled; 2],
+    minima: [Doubled; 2],
+}
+
+impl Decode<'_> for TwoBits {
+    #[inline(always)]
+    unsafe fn new(group: *const u8, _: &Interleaved) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self { group, codes: Codes::new(), scales: [zeros(); 2], minima: [zeros(); 2] } }
+    }
+
+    #[inline(always)]
+    unsafe fn begin(&mut self, unit: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let block = self.codes.begin(self.group, unit);
+            let factors = [halves(block), halves(block.add(2 * COLUMNS))];
+            for half in 0..2 {
+                let bytes = block.add(4 * COLUMNS + COLUMNS * (unit % 8 * 2 + half));
+                let [mut scales, mut minima] = factors;
+                for (i, (scale, minimum)) in scales.iter_mut().zip(&mut minima).enumerate() {
+                    let both = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.add(16 * i).cast()));
+                    let low = _mm512_and_si512(both, _mm512_set1_epi32(15));
+                    *scale = _mm512_mul_ps(*scale, _mm512_cvtepi32_ps(low));
+                    *minimum = _mm512_mul_ps(*minimum, _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(both)));
+                }
+                (self.scales[half], self.minima[half]) = (doubled(scales), doubled(minima));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn values<const P: usize>(&self, vector: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let numbers = self.codes.numbers::<P>(vector);
+            let (scales, minima) = (&self.scales[P / 8][vector / 2], &self.minima[P / 8][vector / 2]);
+            // The product of code and scale is exact, as in `KQuant`.
+            _mm512_fmsub_ps(numbers, scales[vector % 2], minima[vector % 2])
         }
     }
 }

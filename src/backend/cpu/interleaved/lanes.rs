@@ -121,64 +121,60 @@ pub unsafe fn halves(at: *const u8) -> [__m512; COLUMNS / 16] {
     unsafe { [0, 1, 2, 3].map(|i| _mm512_cvtph_ps(_mm256_loadu_si256(at.add(32 * i).cast()))) }
 }
 
-/// Codes of 4 bits of 8 columns: those of pair `P` lowest, and others above them.
+/// Codes of so many bits, 2 to 6, of 8 columns: those of pair `P` lowest, and others above them.
 ///
 /// # Safety
-/// A unit has so many vectors from `codes` on; the CPU has AVX-512 F.
+/// A unit of such codes lies from `codes` on; the CPU has AVX-512 F.
 #[inline(always)]
-pub unsafe fn fours<const P: usize>(codes: *const u8, vector: usize) -> __m512i {
+pub unsafe fn codes<const P: usize>(bits: usize, codes: *const u8, vector: usize) -> __m512i {
     // SAFETY: the caller's promise.
     unsafe {
-        let codes = _mm512_loadu_si512(codes.add(64 * (P / 8 * 8 + vector)).cast());
-        _mm512_srlv_epi32(codes, _mm512_set1_epi32(4 * (P % 8) as i32))
+        let (each, whole) = (32 / bits, bits / 2);
+        // Words of 32 bits that each lane has, and halves of words behind those.
+        let word = |word: usize| _mm512_loadu_si512(codes.add(64 * (8 * word + vector)).cast());
+        let half = || _mm512_loadu_si512(codes.add(64 * (8 * whole + vector / 2)).cast());
+        let shifted = |x, by: usize| _mm512_srlv_epi32(x, _mm512_set1_epi32(by as i32));
+        let (at, high) = (P / each, vector % 2 * 16);
+        if at < whole {
+            return shifted(word(at), P % each * bits);
+        }
+        if P < 15 {
+            return shifted(half(), high + (P - each * whole) * bits);
+        }
+        // Two bits of the last one are what a word has over, and one what a half has.
+        let (words, mut last) = match bits % 2 {
+            0 => (whole - 1, shifted(word(whole - 1), 32 - bits)),
+            _ => (whole, shifted(half(), high + 15 - 2 * whole)),
+        };
+        for i in (0..words).rev() {
+            let low = _mm512_set1_epi32((4 << (2 * i)) - 1);
+            // low ? word : last
+            last = _mm512_ternarylogic_epi32::<0xca>(low, shifted(word(i), 30 - 2 * i), last);
+        }
+        last
     }
 }
 
 /// The 16 numbers of a table at codes; a permutation looks at no other bits of these than the lowest four.
 ///
 /// # Safety
-/// The CPU has AVX-512 F.
+/// As above.
 #[inline(always)]
 pub unsafe fn look_up(table: __m512, codes: __m512i) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe { _mm512_permutexvar_ps(codes, table) }
 }
 
-/// The numbers from 0 to 15.
-///
-/// # Safety
-/// As above.
-#[inline(always)]
-pub unsafe fn counting() -> __m512 {
-    // SAFETY: the caller's promise.
-    unsafe { _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0) }
-}
-
 /// Signed bytes of 8 columns as numbers, those of pair `P`.
 ///
 /// # Safety
-/// As for [`fours`].
+/// As for [`codes`].
 #[inline(always)]
 pub unsafe fn signed<const P: usize>(codes: *const u8, vector: usize) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe {
         let codes = _mm_loadu_si128(codes.add(16 * (8 * P + vector)).cast());
         _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
-    }
-}
-
-/// Numbers from which 2^23 is to be taken off: the low four bits of `low` and the bits of `high` that a mask has.
-///
-/// # Safety
-/// As above.
-#[inline(always)]
-pub unsafe fn joined(low: __m512i, high: __m512i, mask: i32) -> __m512 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let whole = _mm512_set1_epi32(WHOLE.to_bits().cast_signed());
-        // whole | low & 15, and that | high & mask
-        let low = _mm512_ternarylogic_epi32::<0xf8>(whole, low, _mm512_set1_epi32(15));
-        _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xf8>(low, high, _mm512_set1_epi32(mask)))
     }
 }
 

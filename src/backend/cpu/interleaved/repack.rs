@@ -2,7 +2,7 @@
 
 use super::super::aligned::prefetch;
 use super::{COLUMNS, Layout, UNIT, WINDOW, scale_lane};
-use crate::quantization::{BlockFormat, QuantizedMatrix, Scales};
+use crate::quantization::{BlockFormat, QuantizedMatrix, Scales, five_bits, q3_k_scales};
 
 /// Bytes of a vector.
 const VECTOR: usize = 64;
@@ -44,17 +44,24 @@ pub fn group(out: &mut [u8], matrix: &QuantizedMatrix<'_>, layout: Layout, first
                     (BlockFormat::Int8Rows, _) => {}
                     (BlockFormat::Nf4 { .. }, Scales::Nested { codes, .. }) => put(scales, column, [codes[stored]]),
                     (BlockFormat::Nf4 { .. }, _) => put(scales, column, matrix.absmax(stored).to_le_bytes()),
-                    (BlockFormat::Q6K, _) => {
-                        let (scale, sixteen) = scales.split_at_mut(2 * COLUMNS);
-                        inline::<2>(scale, column, &block[208..]);
-                        inline::<1>(sixteen, column, &block[192..]);
+                    (BlockFormat::Q2K, _) => {
+                        let (factors, parts) = scales.split_at_mut(4 * COLUMNS);
+                        inline::<2>(factors, column, &block[80..]);
+                        inline::<1>(parts, column, block);
+                    }
+                    (BlockFormat::Q3K | BlockFormat::Q6K, _) => {
+                        let (factor, parts) = scales.split_at_mut(2 * COLUMNS);
+                        inline::<2>(factor, column, &block[format.halves()[0]..]);
+                        match format {
+                            BlockFormat::Q3K => inline::<1>(parts, column, &q3_k_scales(block).map(i8::cast_unsigned)),
+                            _ => inline::<1>(parts, column, &block[192..]),
+                        }
                     }
                     (BlockFormat::Q4K | BlockFormat::Q5K, _) => inline::<4>(scales, column, block),
-                    (BlockFormat::Q8_0 | BlockFormat::Q4_0, _) => inline::<2>(scales, column, block),
-                    (other, _) => unreachable!("interleaved: {other}"),
+                    _ => inline::<2>(scales, column, block),
                 }
                 for (index, unit) in units.chunks_exact_mut(layout.unit).enumerate() {
-                    store(unit, format, column, &codes(format, block, index));
+                    store(unit, layout.bits(), column, &codes(format, block, index));
                 }
             }
         }
@@ -114,10 +121,21 @@ fn codes(format: BlockFormat, block: &[u8], unit: usize) -> [u8; UNIT] {
                 *pair = [byte >> 4, byte & 15];
             }
         }
-        BlockFormat::Q4_0 => {
+        BlockFormat::Q4_0 | BlockFormat::Q4_1 => {
             let (low, high) = codes.split_at_mut(UNIT / 2);
-            for ((low, high), byte) in low.iter_mut().zip(high).zip(sixteen(2)) {
+            for ((low, high), byte) in low.iter_mut().zip(high).zip(sixteen(2 * format.halves().len())) {
                 (*low, *high) = (byte & 15, byte >> 4);
+            }
+        }
+        BlockFormat::Q5_0 | BlockFormat::Q5_1 => {
+            codes = five_bits(block[2 * format.halves().len()..].first_chunk().expect("a block's codes"));
+        }
+        BlockFormat::Q2K | BlockFormat::Q3K => {
+            let first = if format == BlockFormat::Q2K { 16 } else { 32 };
+            let (bytes, shift) = (from(first + unit / 4 * UNIT), unit % 4 * 2);
+            codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code = byte >> shift & 3);
+            if format == BlockFormat::Q3K {
+                codes.iter_mut().zip(from(0)).for_each(|(code, thirds)| *code |= (thirds >> unit & 1) << 2);
             }
         }
         BlockFormat::Q4K => halves(from(16 + unit / 2 * UNIT), unit % 2 == 1),
@@ -133,54 +151,60 @@ fn codes(format: BlockFormat, block: &[u8], unit: usize) -> [u8; UNIT] {
                 .zip(from(128 + 32 * half))
                 .for_each(|(code, high)| *code |= (high >> (2 * quarter) & 3) << 4);
         }
-        other => unreachable!("interleaved: {other}"),
     }
     codes
 }
 
-/// Puts the codes of a column into its lanes.
-fn store(unit: &mut [u8], format: BlockFormat, column: usize, codes: &[u8; UNIT]) {
-    // Where the lanes of the column are in a vector of 8 columns.
-    let lanes = column % SIDE * 8;
-    match format {
-        BlockFormat::Int8Rows | BlockFormat::Q8_0 => {
+/// Puts the codes of a column, of so many bits, into its lanes.
+fn store(unit: &mut [u8], bits: usize, column: usize, codes: &[u8; UNIT]) {
+    match bits {
+        2 => words::<2>(unit, column, codes),
+        3 => words::<3>(unit, column, codes),
+        4 => words::<4>(unit, column, codes),
+        5 => words::<5>(unit, column, codes),
+        6 => words::<6>(unit, column, codes),
+        _ => {
             for (pair, of_all) in codes.as_chunks::<2>().0.iter().zip(unit.chunks_exact_mut(2 * COLUMNS)) {
                 of_all[2 * column..][..2].copy_from_slice(pair);
-            }
-        }
-        _ => {
-            let (fours, rest) = unit.split_at_mut(COLUMNS * UNIT / 2);
-            for (codes, step) in codes.as_chunks::<16>().0.iter().zip(fours.chunks_exact_mut(8 * VECTOR)) {
-                let at = column / SIDE * VECTOR + lanes;
-                step[at..][..8].copy_from_slice(&packed::<4, 0>(codes));
-            }
-            match format {
-                BlockFormat::Q5K => {
-                    let fifths = packed::<1, 4>(codes);
-                    rest[column / SIDE * (VECTOR / 2) + lanes / 2..][..4]
-                        .copy_from_slice(&[fifths[0], fifths[1], fifths[4], fifths[5]]);
-                }
-                BlockFormat::Q6K => {
-                    rest[column / SIDE * VECTOR + lanes..][..8].copy_from_slice(&packed::<2, 4>(codes));
-                }
-                _ => {}
             }
         }
     }
 }
 
-/// `BITS` bits of codes from bit `FROM` on, those of even ones in the first four bytes and of odd ones in the others, the first lowest.
-fn packed<const BITS: usize, const FROM: usize>(codes: &[u8]) -> [u8; 8] {
-    let mut lanes = [0u64; 2];
+/// The same of `BITS` bits, 2 to 6: as many whole codes as a word of 32 bits holds, in each of the words of all columns, and for an odd
+/// number of bits in halves of words behind them; in the bits that these have over the last code.
+fn words<const BITS: usize>(unit: &mut [u8], column: usize, codes: &[u8; UNIT]) {
+    let (each, whole) = (32 / BITS, BITS / 2);
+    let (vector, lane) = (column / SIDE, column % SIDE * 8);
+    for (i, all) in packed::<BITS>(codes).into_iter().enumerate() {
+        let (last, lane) = ((all >> (15 * BITS)) as u32, lane + 4 * i);
+        for word in 0..whole {
+            let mut bits = (all >> (word * each * BITS)) as u32;
+            if each * BITS < 32 {
+                bits = bits & (u32::MAX >> 2) | last >> (2 * word) << 30;
+            }
+            unit[VECTOR * (COLUMNS / SIDE * word + vector) + lane..][..4].copy_from_slice(&bits.to_le_bytes());
+        }
+        if BITS % 2 == 1 {
+            let half = (all >> (whole * each * BITS)) as u16 & (u16::MAX >> 1) | (last >> (2 * whole) << 15) as u16;
+            let at = VECTOR * (COLUMNS / SIDE * whole + vector / 2) + lane + vector % 2 * 2;
+            unit[at..][..2].copy_from_slice(&half.to_le_bytes());
+        }
+    }
+}
+
+/// Codes of even and of odd elements one after another, the first lowest.
+fn packed<const BITS: usize>(codes: &[u8; UNIT]) -> [u128; 2] {
+    let mut all = [0; 2];
     for (i, eight) in codes.as_chunks::<8>().0.iter().enumerate() {
-        let eight = u64::from_le_bytes(*eight) >> FROM;
-        for (lane, eight) in lanes.iter_mut().zip([eight, eight >> 8]) {
+        let eight = u64::from_le_bytes(*eight);
+        for (all, eight) in all.iter_mut().zip([eight, eight >> 8]) {
             // Four codes in numbers of 16 bits become two in numbers of 32, and then one number.
             let low = |bits: usize, every: u64| ((1 << bits) - 1) * every;
             let four = eight & low(BITS, 0x0001_0001_0001_0001);
             let two = (four | four >> (16 - BITS)) & low(2 * BITS, 0x0000_0001_0000_0001);
-            *lane |= ((two | two >> (32 - 2 * BITS)) & low(4 * BITS, 1)) << (4 * BITS * i);
+            *all |= u128::from((two | two >> (32 - 2 * BITS)) & low(4 * BITS, 1)) << (4 * BITS * i);
         }
     }
-    (lanes[1] << 32 | lanes[0]).to_le_bytes()
+    all
 }

@@ -121,8 +121,9 @@ pub fn load(flags: &str, host: &Arc<Host>) -> Result<Loaded, Refusal> {
 ///
 /// # Errors
 /// Of the device, or the job's.
-pub fn dispatched(loaded: &Loaded, job: impl Job) -> Result<(), Refusal> {
-    Ok(dispatch(&loaded.common, loaded.files.dtype, job)?)
+pub fn dispatched<J: Job>(loaded: Loaded, job: impl FnOnce(Loaded) -> J) -> Result<(), Refusal> {
+    let (common, dtype) = (loaded.common.clone(), loaded.files.dtype);
+    Ok(dispatch(&common, dtype, job(loaded))?)
 }
 
 /// The flags of `generate`, of a mapping in JSON.

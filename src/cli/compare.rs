@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use super::args::CompareArgs;
 use super::device::{Job, dispatch};
@@ -167,6 +167,8 @@ struct Inputs {
     tokenizer: Tokenizer,
     sources: Vec<Source>,
     edits: Vec<Edit>,
+    /// What tells the model's files from others.
+    identity: Map<String, Value>,
 }
 
 impl Inputs {
@@ -183,7 +185,7 @@ impl Inputs {
         let (sources, queries) = sources(args)?;
         settings.queries = args.queries.unwrap_or(queries);
         let edits = edits::of_texts(args.edit.as_deref(), &Naming::tl(&files.config))?;
-        Ok(Self { settings, tokenizer, sources, edits })
+        Ok(Self { settings, tokenizer, sources, edits, identity: files.identity()? })
     }
 
     /// Runs the comparison.
@@ -194,10 +196,10 @@ impl Inputs {
         backend: &mut B,
         model: &mut Model<B>,
     ) -> Result<(), Failure> {
-        let Self { settings, tokenizer, sources, edits } = self;
+        let Self { settings, tokenizer, sources, edits, identity } = self;
         // What was said otherwise comes before what it changed.
         let mut of_files = Map::from_iter([("load_in".to_owned(), json!(args.common.load_in))]);
-        of_files.extend(files.identity()?);
+        of_files.extend(identity);
         // Of what `generation_config.json` says, the one thing that is done here.
         of_files.insert("stops".to_owned(), json!(tokenizer.stops()));
         let base = Base { name: &args.base.model, files: &of_files.into(), config: &files.config };
@@ -238,8 +240,11 @@ struct CompareJob<'a> {
 
 impl Job for CompareJob<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, files, inputs } = self;
-        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+        let Self { args, mut files, inputs } = self;
+        let mut model = match inputs.settings.arms.iter().any(|arm| arm.trains()) {
+            true => Model::new(&mut backend, &files.config, &files.checkpoint)?,
+            false => Model::for_generation(&mut backend, &files.config, &mut files.checkpoint)?,
+        };
         inputs.run(args, &files, &mut backend, &mut model)
     }
 }

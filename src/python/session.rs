@@ -71,8 +71,8 @@ struct Call {
 }
 
 /// Opens a model, and runs calls until there are no more.
-struct Serve<'a> {
-    loaded: &'a Loaded,
+struct Serve {
+    loaded: Loaded,
     tokenizer: Option<Arc<Tokenizer>>,
     host: Arc<Host>,
     opened: Sender<Said<std::result::Result<Opened, Refusal>, ()>>,
@@ -85,11 +85,11 @@ struct Opened {
     prompt_rows: usize,
 }
 
-impl Job for Serve<'_> {
+impl Job for Serve {
     fn run<B: Backend>(self, mut backend: B) -> std::result::Result<(), Failure> {
-        let Self { loaded, tokenizer, host, opened, calls } = self;
+        let Self { mut loaded, tokenizer, host, opened, calls } = self;
         host::adopt(Some(host.clone()));
-        let mut model = Model::new(&mut backend, &loaded.files.config, &loaded.files.checkpoint)?;
+        let mut model = Model::for_generation(&mut backend, &loaded.files.config, &mut loaded.files.checkpoint)?;
         let adaptation = match &loaded.adapter {
             Some(adapter) => Some(Adaptation::applied(&mut backend, &mut model, adapter)?),
             None => None,
@@ -107,7 +107,7 @@ impl Job for Serve<'_> {
                     Asked::Pass(done.map_err(|error| loaded.files.with_bad_weight(error)))
                 }
                 Request::Generate(request) => {
-                    Asked::Generate(engine.generate(&request, loaded, tokenizer.as_deref(), &events))
+                    Asked::Generate(engine.generate(&request, &loaded, tokenizer.as_deref(), &events))
                 }
             };
             // Who no longer waits wants no answer.
@@ -263,8 +263,8 @@ impl Session {
                 let files = &loaded.files;
                 let _ = found.send((files.config.clone(), tokenizer.clone(), files.path.display().to_string()));
                 host::adopt(Some(hosted.clone()));
-                let serve = Serve { loaded: &loaded, tokenizer, host: hosted.clone(), opened, calls: served };
-                call::dispatched(&loaded, serve)
+                let host = hosted.clone();
+                call::dispatched(loaded, |loaded| Serve { loaded, tokenizer, host, opened, calls: served })
             };
             if let Err(refusal) = work() {
                 let _ = failed.send(Said::Done(Err(refusal)));

@@ -272,6 +272,24 @@ fn compare_writes_under_edits_and_resumes_only_under_the_same() {
 }
 
 /// As lm-evaluation-harness logs samples: its keys in its order, and its hashes.
+/// Where nothing is trained, weights are loaded for generation: what is written with them is what is written where something is.
+#[test]
+fn compare_of_quantised_weights_writes_the_same_whatever_else_is_compared() {
+    let dir = workplace();
+    let d = dir.path();
+    data(d);
+    TinyModel { width: 64, head_dim: 16, ffn: 64, ..TinyModel::default() }.write(&d.join("model"));
+    let compare = format!("{COMPARE} --load-in int8 --dtype bf16");
+    let written = |out: &str, arms: &str| {
+        line(d, &format!("{compare} --arms {arms} --out {{}}/{out}")).ok();
+        let report = report(&d.join(out).join("report.json"));
+        report["rows"].as_array().expect("rows").iter().find(|row| row["arm"] == "icl-random").cloned()
+    };
+    let alone = written("alone", "icl-random");
+    assert!(alone.is_some());
+    assert_eq!(alone, written("both", "icl-random,lora"));
+}
+
 #[test]
 fn compare_logs_samples_as_the_harness() {
     let dir = workplace();

@@ -241,7 +241,7 @@ struct Evaluate<'a> {
 
 impl Job for Evaluate<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
-        let Self { args, name, tokenizer, pool, queries, task, template, files } = self;
+        let Self { args, name, tokenizer, pool, queries, task, template, mut files } = self;
         let seeds = resolve::seeds(args.seed, args.seeds.unwrap_or(3))?;
         if seeds.is_empty() {
             return Err(Error::argument("seeds", "at least 1", 0).into());
@@ -253,7 +253,11 @@ impl Job for Evaluate<'_> {
             shots => shots.to_vec(),
         };
         let by = args.length_normalization.map_or(LengthNormalization::None, Into::into);
-        let model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+        // Of labels and choices nothing is written.
+        let model = match task.is_closed() {
+            true => Model::new(&mut backend, &files.config, &files.checkpoint)?,
+            false => Model::for_generation(&mut backend, &files.config, &mut files.checkpoint)?,
+        };
         let evaluation = Evaluation {
             tokenizer: &tokenizer,
             task: &task,

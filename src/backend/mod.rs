@@ -139,9 +139,13 @@ pub trait Buffers {
     /// If the elements are no floating-point numbers, or there is no memory for them.
     fn weight(&mut self, view: &TensorView) -> Result<Self::Weight>;
     /// Whether the weights that come from now on are for passes of a few rows, as when text is generated: a device may copy them into
-    /// memory of its own, if that is faster, and keep none ready for what more rows would need.
+    /// memory of its own, if that is faster.
     fn expect_few_rows(&mut self, expected: bool) {
         let _ = expected;
+    }
+    /// A weight will be the operand of products of many rows: a device that decodes one for them may make room for the largest at once.
+    fn expect_whole(&mut self, weight: &Self::Weight) {
+        let _ = weight;
     }
     /// A frozen weight that is quantised, `[rows, columns]`: its values are decoded to the compute dtype wherever they are read,
     /// as if the file had those.

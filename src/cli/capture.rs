@@ -19,7 +19,7 @@ use crate::formats::gguf::Gguf;
 use crate::formats::safetensors::Dtype;
 use crate::formats::{atomic, hub};
 use crate::hash::sha256_hex;
-use crate::hooks::{Edit, Names, Naming, Selection, site};
+use crate::hooks::{Edit, Names, Naming, Selection, Site, site};
 use crate::model::{Adaptation, Model};
 
 /// The file in the output directory.
@@ -149,14 +149,14 @@ impl Inputs {
             Some(adapter) => Some(Adaptation::applied(backend, model, adapter)?),
             None => None,
         };
-        let dtype = settings.dtype;
+        let (dtype, with_head) = (settings.dtype, with_head(&settings));
         let capture = Capture::new(&model.config, adaptation.as_ref(), settings, &docs)?;
         if args.dry_run {
             let CaptureMemory { rows, on_demand, captures } = capture.memory();
             let (acc, compute) = backend.element_sizes();
             let captures = captures.into_iter().map(|[wide, narrow]| wide * acc + narrow * compute).collect();
             let layout = adaptation.as_ref().map(|adaptation| &adaptation.layout);
-            return Plan::new(backend, files)
+            return Plan::new(backend, files, with_head)
                 .inference(backend, &model.config, layout, rows, captures)
                 .with("captures", on_demand * acc)
                 .print(args.common.json);
@@ -197,6 +197,11 @@ impl Inputs {
     }
 }
 
+/// Whether logits are captured.
+fn with_head(settings: &CaptureSettings) -> bool {
+    settings.selection.hooks.iter().any(|&(site, _)| site == Site::Logits)
+}
+
 /// Where the writing begins.
 fn start(args: &CaptureArgs) -> Start {
     if args.resume_from_checkpoint.is_some() { Start::Resume } else { Start::New }
@@ -217,7 +222,8 @@ struct CaptureJob<'a> {
 impl Job for CaptureJob<'_> {
     fn run<B: Backend>(self, mut backend: B) -> Result<(), Failure> {
         let Self { args, files, inputs } = self;
-        let mut model = Model::new(&mut backend, &files.config, &files.checkpoint)?;
+        let load = if with_head(&inputs.settings) { Model::new } else { Model::for_states };
+        let mut model = load(&mut backend, &files.config, &files.checkpoint)?;
         inputs.run(args, &files, &mut backend, &mut model)
     }
 }

@@ -56,10 +56,10 @@ impl Job for Inspect<'_> {
     fn run<B: Backend>(self, backend: B) -> Result<(), Failure> {
         let Self { args, files, adapter, shape, layout, predicted } = self;
         let (config, rows) = (&files.config, args.rows as usize);
-        let inference = Plan::new(&backend, &files).inference(&backend, config, None, rows, Vec::new());
+        let inference = Plan::new(&backend, &files, false).inference(&backend, config, None, rows, Vec::new());
         let names: Vec<_> = shape.targets.iter().map(|&target| config.family.short_name(target)).collect();
         let adapter_name = format!("rank {} on {}", shape.rank, names.join(" and "));
-        let training = Plan::new(&backend, &files).tuning(&backend, config, &layout, 1, rows);
+        let training = Plan::new(&backend, &files, true).tuning(&backend, config, &layout, 1, rows);
         // As PEFT's `print_trainable_parameters` counts them: those of the adapter are among all.
         let trainable = layout.stride;
         let percent = 100.0 * trainable as f64 / (config.parameters() + trainable) as f64;

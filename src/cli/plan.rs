@@ -23,10 +23,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of a model's weights alone.
-    pub fn new<B: Backend>(backend: &B, files: &ModelFiles) -> Self {
+    /// The plan of a model's weights alone, for passes that end with the head or before it.
+    pub fn new<B: Backend>(backend: &B, files: &ModelFiles, with_head: bool) -> Self {
         let element_sizes = backend.element_sizes();
-        Self { lines: weights::<B>(files, element_sizes.1), pinned: 0, element_sizes }
+        Self { lines: weights::<B>(files, element_sizes.1, with_head), pinned: 0, element_sizes }
     }
 
     /// Adds a line of so many bytes.
@@ -128,7 +128,7 @@ impl Plan {
 
 /// The lines of the weights: used in the file's mapping as they are, or converted into memory of their own; the quantised ones, by what
 /// they take as they are stored, or on a GPU; and there the most of them that exist decoded at a time.
-fn weights<B: Backend>(files: &ModelFiles, element: usize) -> Vec<(&'static str, usize)> {
+fn weights<B: Backend>(files: &ModelFiles, element: usize, with_head: bool) -> Vec<(&'static str, usize)> {
     let source = Source::new(&files.config, &files.checkpoint);
     let is_number = |param: &ParamId| source.as_ref().map_or(true, |source| !source.is_quantized(*param));
     let params = ParamId::all(&files.config).into_iter().filter(is_number);
@@ -142,7 +142,7 @@ fn weights<B: Backend>(files: &ModelFiles, element: usize) -> Vec<(&'static str,
     };
     let stored = || files.checkpoint.quantized().map(QuantizedView::stored_bytes).sum();
     let (quantized, decoded) = match &source {
-        Ok(source) if !B::MAPS_WEIGHTS => source.quantized_bytes(element).unwrap_or((stored(), 0)),
+        Ok(source) if !B::MAPS_WEIGHTS => source.quantized_bytes(element, with_head).unwrap_or((stored(), 0)),
         _ => (stored(), 0),
     };
     let lines = [(purpose, elements * element), ("weights, quantised", quantized), ("weights, decoded", decoded)];

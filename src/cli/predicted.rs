@@ -44,7 +44,7 @@ impl PredictedStep {
         let dtype = device::dtype(args.common.dtype, files.dtype)?;
         let element = if dtype == Dtype::F32 { 4 } else { 2 };
         let (gpu, sizes) = (Trace::of_sizes((4, element)), (4, element));
-        let memory = Plan::new(&gpu, files).tuning(&gpu, &files.config, &layout, 1, rows as usize);
+        let memory = Plan::new(&gpu, files, true).tuning(&gpu, &files.config, &layout, 1, rows as usize);
         let pass = pass_size(&files.config, Some(&layout), 1, (rows as usize, rows as usize));
         let memory = memory.with("scratch", scratch(&pass, sizes));
         let sequences = planned::sequences(&files.config, rows as usize);

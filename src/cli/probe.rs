@@ -383,7 +383,7 @@ fn memory_plan<B: Backend>(backend: &B, files: &ModelFiles, conditions: &[Condit
             of_arms.extend(objectives);
         }
     }
-    let plan = MemoryPlan::new(backend, files).tuning(backend, &files.config, &layout, runs, rows);
+    let plan = MemoryPlan::new(backend, files, true).tuning(backend, &files.config, &layout, runs, rows);
     // As of the largest pass there is; one arm is tuned after another.
     let (labels, sizes) = (labels.1.min(rows).max(labels.0), backend.element_sizes());
     let bytes = |of: &Objective| match of.activations > 0.0 {

@@ -504,7 +504,7 @@ fn plan<B: Backend>(
     let sizes = backend.element_sizes();
     let ([activations, gradients, optimiser], mut pass) = Trainer::plan(&model.config, tuned, data, options, sizes)?;
     let (runs, stride) = tuned.shape();
-    let mut plan = Plan::new(backend, files)
+    let mut plan = Plan::new(backend, files, true)
         .with("adapters", runs * stride * sizes.0 + tuned.materialized_bytes(sizes))
         .with("activations", activations)
         .with("gradients", gradients)

@@ -112,13 +112,28 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// Weights that do not fit the configuration; a device out of memory.
     pub fn new(backend: &mut B, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
+        let model = Self::for_states(backend, config, checkpoint)?;
+        if model.config.lm_head {
+            backend.expect_whole(model.weights.head());
+        }
+        Ok(model)
+    }
+
+    /// The same for passes of many rows that end before the head.
+    ///
+    /// # Errors
+    /// As [`Model::new`].
+    pub fn for_states(backend: &mut B, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
         let source = Source::new(config, checkpoint)?;
-        Self::of_views(backend, &source.config, source.weights())
+        let model = Self::of_views(backend, &source.config, source.weights())?;
+        model.weights.before_head().for_each(|weight| backend.expect_whole(weight));
+        Ok(model)
     }
 
     /// The same for passes of a few rows, as when text is generated: with quantised weights as they are fastest there, in memory of the
     /// device's own ([`Buffers::expect_few_rows`](crate::backend::Buffers::expect_few_rows)). The checkpoint lets go of those that are in
-    /// memory and in no file, so that none is there twice.
+    /// memory and in no file, so that none is there twice. Products of many rows are as fast as otherwise. Not for a model that is trained, also
+    /// where it writes to be evaluated: what goes back needs rows of a weight one by one, and the CPU decodes a whole group for each.
     ///
     /// # Errors
     /// As [`Model::new`].

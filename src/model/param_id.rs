@@ -495,16 +495,23 @@ impl<'a> Source<'a> {
         Ok(self.quantized(id)?.map(|view| BlockLayout::new(&view.matrix())))
     }
 
-    /// Bytes that the quantised weights take on a GPU, and the most that they take decoded side by side, in elements of so many bytes.
+    /// Bytes that the quantised weights take on a GPU, and the most that they take decoded side by side, in elements of so many bytes: of
+    /// the blocks, and of the head where it is computed of many rows.
     ///
     /// # Errors
     /// As [`Source::weight`].
-    pub fn quantized_bytes(&self, element: usize) -> Result<(usize, usize)> {
+    pub fn quantized_bytes(&self, element: usize, with_head: bool) -> Result<(usize, usize)> {
+        let head = if self.config.tie_word_embeddings { ParamId::Embed } else { ParamId::Head };
         let (mut all, mut most) = (0, 0);
         for id in ParamId::all(&self.config) {
             let Some(layout) = self.blocks(id)? else { continue };
-            let beside = if let ParamId::Weight(_, target) = id { self.config.beside_from(target) } else { 1 };
             all += layout.bytes();
+            let beside = match id {
+                ParamId::Weight(_, target) => self.config.beside_from(target),
+                // Rows of a table are decoded where they are read.
+                ParamId::Embed | ParamId::Head => usize::from(with_head && id == head),
+                _ => 1,
+            };
             most = most.max(beside * decoded_bytes([layout.rows, layout.columns], element));
         }
         Ok((all, most))

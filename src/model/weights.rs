@@ -100,6 +100,13 @@ impl<B: Backend> Weights<B> {
         Ok(Self::assemble(config, weights))
     }
 
+    /// Matrices that passes of many rows take as a whole before they come to the head.
+    pub(super) fn before_head(&self) -> impl Iterator<Item = &B::Weight> {
+        let projections = self.layers.iter().flat_map(|layer| layer.projections.iter().flatten());
+        let others = [&self.project_in, &self.positions, &self.project_out].into_iter().flatten();
+        projections.map(|linear| &linear.weight).chain(others)
+    }
+
     /// The model's weights from those in the order of [`ParamId::all`].
     pub(super) fn assemble(config: &ModelConfig, weights: Vec<B::Weight>) -> Self {
         let mut weights = weights.into_iter();

@@ -1,6 +1,7 @@
 //! Quantised models on the fake driver: what the CPU gives, in the memory that is planned.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -21,7 +22,7 @@ fn number(of: &Value, what: &str) -> u64 {
 #[test]
 fn quantized_training_is_that_of_the_cpu_in_the_memory_that_is_planned() {
     let dir = quantizable();
-    let (d, report) = (dir.path(), dir.path().join("report.json"));
+    let d = dir.path();
     for (extra, folder) in
         [("--load-in nf4 --use-dora --target-modules q_proj,up_proj", "nf4"), ("--load-in int8", "int8")]
     {
@@ -36,14 +37,37 @@ fn quantized_training_is_that_of_the_cpu_in_the_memory_that_is_planned() {
         a.iter().zip(&b).for_each(|(a, b)| assert!((a - b).abs() < 1e-4 * a.abs(), "losses {a} and {b}"));
 
         let line = format!("{line} --device cuda:0 --out {{}}/{folder}-plan");
-        let planned: Value =
-            serde_json::from_str(&succeed(&mut program(d, &format!("{line} --dry-run")))).expect("a plan");
-        succeed(program(d, &line).env("FAKE_REPORT", &report));
-        let found: Value = serde_json::from_slice(&fs::read(&report).expect("a report")).expect("JSON");
-        let (total, taken) = (number(&planned["plan"], "total"), number(&found, "device"));
-        assert!(number(&planned["plan"], "weights__decoded") > 0, "{planned}");
-        assert!(total.abs_diff(taken) <= 256 * number(&found, "blocks"), "{folder}: {total} planned, {taken} taken");
+        assert!(decoded_as_planned(d, &line) > 0);
     }
+}
+
+/// Bytes that the plan of a command has for decoded weights; the command takes as many in all as are planned, but for what blocks are
+/// rounded up to.
+fn decoded_as_planned(dir: &Path, line: &str) -> u64 {
+    let report = dir.join("report.json");
+    let planned: Value =
+        serde_json::from_str(&succeed(&mut program(dir, &format!("{line} --dry-run")))).expect("a plan");
+    succeed(program(dir, line).env("FAKE_REPORT", &report));
+    let found: Value = serde_json::from_slice(&fs::read(&report).expect("a report")).expect("JSON");
+    let (total, taken) = (number(&planned["plan"], "total"), number(&found, "device"));
+    assert!(total.abs_diff(taken) <= 256 * number(&found, "blocks"), "{line}: {total} planned, {taken} taken");
+    planned["plan"]["weights__decoded"].as_u64().unwrap_or(0)
+}
+
+/// With a head that is larger than all other matrices, and than what blocks are rounded up to.
+#[test]
+fn captures_of_a_quantized_model_decode_the_head_where_its_logits_are_captured() {
+    let dir = workplace(safetensors::Dtype::F32);
+    let (d, vocab) = (dir.path(), 4096);
+    TinyModel { vocab, heads: 4, kv_heads: 4, width: 32, ..TinyModel::default() }.write(&d.join("model"));
+    succeed(&mut program(d, "quantize --model {}/model --to q8_0 --out {}/model.gguf"));
+    let ids: String = (0..4).map(|i| format!("{{\"input_ids\": [5, {i}, 7, 9, 2]}}\n")).collect();
+    fs::write(d.join("ids.jsonl"), ids).expect("write");
+    let [states, logits] = ["resid_post", "logits"].map(|site| {
+        let line = "capture --model {}/model.gguf --input {}/ids.jsonl --dtype f32 --device cuda:0 --json --out {}/";
+        decoded_as_planned(d, &format!("{line}{site} --sites {site}"))
+    });
+    assert_eq!([states, logits], [3 * 32 * 32, vocab as u64 * 32].map(|elements| 4 * elements));
 }
 
 /// Models of GGUF whose matrices are in its block formats, their tables and the head of one too.

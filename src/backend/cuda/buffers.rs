@@ -42,8 +42,10 @@ impl Buffers for Cuda {
         self.cx.beside = Parts::expected(count);
     }
 
-    fn expect_few_rows(&mut self, expected: bool) {
-        self.cx.few_rows = expected;
+    fn expect_whole(&mut self, weight: &Weight) {
+        if let Some(blocks) = weight.blocks() {
+            self.cx.expect_decoded(blocks.decoded_bytes(self.cx.dtype.size()));
+        }
     }
 
     fn weight(&mut self, view: &TensorView) -> Result<Weight> {

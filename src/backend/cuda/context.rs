@@ -78,8 +78,6 @@ pub struct Context {
     lists: HashMap<&'static str, Vec<i32>>,
     /// Most bytes of quantised weights that are decoded side by side.
     decoded: usize,
-    /// Whether weights that are loaded are for passes of a few rows.
-    pub few_rows: bool,
 }
 
 impl Context {
@@ -109,7 +107,6 @@ impl Context {
             scratch: HashMap::new(),
             lists: HashMap::new(),
             decoded: 0,
-            few_rows: false,
             pool,
             device,
             dtype,

@@ -79,8 +79,7 @@ pub fn quantized_weight(cx: &mut Context, view: &QuantizedView) -> Result<Quanti
     matrix.check().map_err(|e| error(cx.device.name(), op, &format!("{}: {e}", view.name)))?;
     let layout = BlockLayout::new(&matrix);
     let together = cx.beside.pass();
-    // For few rows none is decoded as a whole: a head, whose elements are by far the most, seldom is where text is generated.
-    if together > 1 || !cx.few_rows {
+    if together > 1 {
         cx.expect_decoded(together * decoded_bytes(view.shape, cx.dtype.size()));
     }
     let block = cx.block(op, layout.bytes())?;

@@ -81,6 +81,17 @@ fn task_check_counts_what_the_data_are() {
     let train = &checked["sides"]["train"];
     assert_eq!((&train["examples"], &train["labels"], &checked["shared_inputs"]), (&9.into(), &Value::Null, &9.into()));
     assert!(train["longest"].as_u64().is_some_and(|tokens| tokens > 8), "{checked}");
+    // ` the| p|i|er` and ` |a| p|o|r|t`.
+    assert_eq!(train["answers"], serde_json::json!([4, 6]), "{checked}");
+    let shown = line(d, "task {}/quiz.yaml --check --model {}/model").ok().out;
+    assert_eq!(
+        shown
+            .matches("answers: 4 to 6 tokens, compared by their sums unless --length-normalization says other\n")
+            .count(),
+        2,
+        "{shown}"
+    );
+    assert!(!line(d, "task {}/plural.yml --check --model {}/model").ok().out.contains("answers:"));
     assert_eq!(line(d, "task sst2 --check --test {}/films.csv").refused().matches("films.csv").count(), 1);
 }
 

@@ -100,6 +100,8 @@ struct Checked {
     repeated_inputs: usize,
     /// Tokens of the longest query with an answer, of all candidates.
     longest: Option<usize>,
+    /// Tokens of the shortest and of the longest answer that is compared with others; none for free text.
+    answers: Option<[usize; 2]>,
     /// Examples of free text whose gold output holds the string at which what is written ends.
     beyond_stop: usize,
     /// Tokens of the longest gold output of free text; of several outputs of an example the shortest.
@@ -111,6 +113,7 @@ struct Checked {
 impl Checked {
     fn of(task: &Task, template: &Template, data: &Dataset, tokenizer: Option<&Tokenizer>) -> Result<Self> {
         let mut inputs = HashSet::new();
+        let tokens = tokenizer.map(|tokenizer| tokens(task, template, data, tokenizer)).transpose()?;
         let labels = task.labels().map(|labels| {
             let count = |label: &String| data.examples.iter().filter(|e| e.output == *label).count();
             labels.iter().map(|label| (label.clone(), count(label))).collect()
@@ -120,7 +123,8 @@ impl Checked {
             skipped: data.skipped.clone(),
             labels,
             repeated_inputs: data.examples.iter().filter(|e| !inputs.insert(&e.input)).count(),
-            longest: tokenizer.map(|tokenizer| longest(task, template, data, tokenizer)).transpose()?,
+            longest: tokens.map(|(longest, _)| longest),
+            answers: tokens.and_then(|(_, answers)| answers).filter(|_| task.is_closed()),
             beyond_stop: match task.is_closed() {
                 true => 0,
                 false => unreachable::beyond_stop(&data.examples, &template.stop().into_iter().collect::<Vec<_>>()),
@@ -138,15 +142,25 @@ impl Checked {
     }
 }
 
-/// Tokens of the longest query with any of its answers.
-fn longest(task: &Task, template: &Template, data: &Dataset, tokenizer: &Tokenizer) -> Result<usize> {
+/// Tokens of the longest query with any of its answers, and of the shortest and the longest answer.
+fn tokens(
+    task: &Task,
+    template: &Template,
+    data: &Dataset,
+    tokenizer: &Tokenizer,
+) -> Result<(usize, Option<[usize; 2]>)> {
     let prompts = Prompts::new(tokenizer, template);
-    let tokens = |example: &Example| -> Result<usize> {
+    let (mut longest, mut of_answers) = (0, None);
+    for example in &data.examples {
         let text = prompts.texts(&[], &template.query(example))?.concat();
         let prompt = prompts.prompt(&text, &Candidates::of(task, example)?.outputs)?;
-        Ok(prompt.answers.iter().map(|answer| answer.after(&prompt.token_ids).len()).max().unwrap_or(0))
-    };
-    data.examples.iter().try_fold(0, |most, example| Ok(most.max(tokens(example)?)))
+        for answer in &prompt.answers {
+            longest = longest.max(answer.after(&prompt.token_ids).len());
+            let [least, most] = of_answers.unwrap_or([answer.scored; 2]);
+            of_answers = Some([answer.scored.min(least), answer.scored.max(most)]);
+        }
+    }
+    Ok((longest, of_answers))
 }
 
 fn check(args: &TaskArgs, task: &Task, template: &Template) -> Result<(), Failure> {
@@ -195,6 +209,11 @@ fn check(args: &TaskArgs, task: &Task, template: &Template) -> Result<(), Failur
             output::line(format_args!(
                 "  longest gold answer: {longest} tokens (--max-new-tokens is 32, of compare 64)"
             ))?;
+        }
+        if let Some([least, most]) = checked.answers {
+            let compared =
+                if least < most { ", compared by their sums unless --length-normalization says other" } else { "" };
+            output::line(format_args!("  answers: {least} to {most} tokens{compared}"))?;
         }
         if let Some([short, long]) = &checked.begins {
             output::line(format_args!("  {short:?} begins {long:?}, which {NEVER_CHOSEN}"))?;

@@ -39,11 +39,15 @@ pub enum Family {
     GptJ,
     /// SmolLM3: LLaMA's make, of whose layers some rotate nothing.
     SmolLm3,
+    /// StarCoder 2: LLaMA's attention between layer norms with biases, a plain MLP.
+    Starcoder2,
+    /// StableLM: LLaMA's make with layer norms, a part of each head rotated.
+    StableLm,
 }
 
 impl Family {
     /// Every one.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Llama,
         Self::Mistral,
         Self::Qwen2,
@@ -61,6 +65,8 @@ impl Family {
         Self::Phi,
         Self::GptJ,
         Self::SmolLm3,
+        Self::Starcoder2,
+        Self::StableLm,
     ];
 
     /// The `model_type` of the file.
@@ -83,17 +89,22 @@ impl Family {
             Self::Phi => "phi",
             Self::GptJ => "gptj",
             Self::SmolLm3 => "smollm3",
+            Self::Starcoder2 => "starcoder2",
+            Self::StableLm => "stablelm",
         }
     }
 
     /// Whether modules and tensors bear LLaMA's names, up to norms and fused modules.
     pub const fn named_as_llama(self) -> bool {
-        !matches!(self, Self::Gpt2 | Self::Opt | Self::Bloom | Self::GptNeox | Self::Phi | Self::GptJ)
+        !matches!(
+            self,
+            Self::Gpt2 | Self::Opt | Self::Bloom | Self::GptNeox | Self::Phi | Self::GptJ | Self::Starcoder2
+        )
     }
 
     /// Whether `config.json` names the number of heads of keys and values (`num_key_value_heads`).
     pub const fn has_kv_heads(self) -> bool {
-        self.named_as_llama() || matches!(self, Self::Phi)
+        self.named_as_llama() || matches!(self, Self::Phi | Self::Starcoder2)
     }
 
     /// The modules of a checkpoint that are several projections in one matrix.

@@ -60,7 +60,7 @@ impl Family {
     pub const fn modules(self) -> &'static [Projection] {
         match self {
             Self::Phi3 => &[Projection::Qkv, Projection::O, Projection::GateUp, Projection::Down],
-            Self::Opt | Self::Phi | Self::GptJ => {
+            Self::Opt | Self::Phi | Self::GptJ | Self::Starcoder2 => {
                 &[Projection::Q, Projection::K, Projection::V, Projection::O, Projection::Up, Projection::Down]
             }
             Self::Gpt2 | Self::Bloom | Self::GptNeox => {
@@ -72,7 +72,7 @@ impl Family {
 
     /// Whether PEFT 0.21 knows which modules to adapt where nobody says which; for other families it stops.
     pub const fn has_peft_defaults(self) -> bool {
-        !matches!(self, Self::Gemma3Images | Self::Olmo2 | Self::Olmo3 | Self::Phi3 | Self::SmolLm3)
+        !matches!(self, Self::Gemma3Images | Self::Olmo2 | Self::Olmo3 | Self::Phi3 | Self::SmolLm3 | Self::Starcoder2)
     }
 
     /// The modules that are adapted where nobody says which: those of PEFT, or where it has none
@@ -120,6 +120,16 @@ impl Family {
             Self::Opt => {
                 ["", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "", "fc1", "fc2"]
             }
+            Self::Starcoder2 => [
+                "",
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+                "self_attn.o_proj",
+                "",
+                "mlp.c_fc",
+                "mlp.c_proj",
+            ],
             Self::GptJ => {
                 ["", "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "", "mlp.fc_in", "mlp.fc_out"]
             }

@@ -32,7 +32,8 @@ impl Family {
         match self {
             Self::Llama | Self::Mistral | Self::Bloom => (Some(1), Some(2)),
             Self::Qwen2 | Self::Qwen3 => (None, None),
-            Self::Gpt2 | Self::GptJ => (Some(50256), Some(50256)),
+            Self::Gpt2 | Self::GptJ | Self::Starcoder2 => (Some(50256), Some(50256)),
+            Self::StableLm => (Some(0), Some(0)),
             Self::Opt => (Some(2), Some(2)),
             Self::Gemma2 | Self::Gemma3 | Self::Gemma3Images => (Some(2), Some(1)),
             Self::Olmo2 | Self::Olmo3 => (None, Some(50279)),
@@ -85,6 +86,8 @@ impl ModelConfig {
             Family::GptNeox => families::gpt_neox(&f),
             Family::Phi => families::phi(&f),
             Family::GptJ => families::gptj(&f),
+            Family::Starcoder2 => families::starcoder2(&f),
+            Family::StableLm => families::stablelm(&f),
             Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 | Family::Phi3 | Family::SmolLm3 => {
                 llama(&f, family)
             }
@@ -273,7 +276,8 @@ fn kv_heads(f: &Fields, family: Family, heads: usize) -> Result<usize> {
         _ if f.has(key) && !gemma => heads,
         Family::Mistral => 8,
         Family::Gemma2 | Family::Gemma3 | Family::SmolLm3 => 4,
-        Family::Qwen2 | Family::Qwen3 => 32,
+        Family::Starcoder2 => 2,
+        Family::Qwen2 | Family::Qwen3 | Family::StableLm => 32,
         _ => heads,
     };
     let given = f.usize_in(key, 1..=MAX_WIDTH)?;

@@ -36,6 +36,8 @@ fn family_default_modules_are_trained_and_read_back() {
         ("olmo3", json!(["q_proj", "v_proj"]), &[("model.layers.1.self_attn.v_proj", 8)]),
         ("neox", json!(["query_key_value"]), &[("gpt_neox.layers.1.attention.query_key_value", 48)]),
         ("phi3", json!(["qkv_proj"]), &[("model.layers.1.self_attn.qkv_proj", 32)]),
+        ("starcoder2", json!(["q_proj", "v_proj"]), &[("model.layers.0.self_attn.q_proj", 16)]),
+        ("stablelm", json!(["q_proj", "v_proj"]), &[("model.layers.0.self_attn.v_proj", 8)]),
         ("smollm3", json!(["q_proj", "v_proj"]), &[("model.layers.1.self_attn.v_proj", 8)]),
         ("gptj", json!(["q_proj", "v_proj"]), &[("transformer.h.1.attn.v_proj", 16)]),
         ("phi", json!(["fc1", "fc2", "q_proj", "v_proj"]), &[("model.layers.1.mlp.fc1", 20)]),
@@ -68,7 +70,7 @@ fn family_default_modules_are_trained_and_read_back() {
     }
 }
 
-/// PEFT 0.21.2 has no default modules for OLMo, Phi 3, SmolLM3 and models of texts and images, and reads the older names of the last.
+/// PEFT 0.21.2 has no default modules for OLMo, Phi 3, SmolLM3, StarCoder 2 and models of texts and images, and reads the older names of the last.
 #[test]
 fn family_adapters_are_described_as_peft_takes_them() {
     let report = |name: &str, change: &dyn Fn(&mut Value), prefix: (&str, &str)| {
@@ -89,7 +91,7 @@ fn family_adapters_are_described_as_peft_takes_them() {
     };
     let unchanged = |_: &mut Value| ();
     let without = |config: &mut Value| drop(config.as_object_mut().expect("an object").remove("target_modules"));
-    for name in ["olmo2", "olmo3", "phi3", "gemma3-images", "smollm3"] {
+    for name in ["olmo2", "olmo3", "phi3", "gemma3-images", "smollm3", "starcoder2"] {
         assert_eq!(report(name, &unchanged, ("", ""))["peft"], json!([]), "{name}");
         let found = report(name, &without, ("", ""))["peft"].to_string();
         assert!(found.contains("stops: ValueError") && found.contains("target_modules"), "{name}: {found}");

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{line, program, put, tensor, workplace};
 use crate::support::golden;
 
-const FAMILIES: [&str; 16] = [
+const FAMILIES: [&str; 18] = [
     "gpt2",
     "opt",
     "opt-behind",
@@ -28,6 +28,8 @@ const FAMILIES: [&str; 16] = [
     "phi3",
     "phi3-long",
     "smollm3",
+    "stablelm",
+    "starcoder2",
 ];
 
 /// Merges the adapter of a golden model.

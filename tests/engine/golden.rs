@@ -122,7 +122,7 @@ fn forward_of_every_rotation_is_transformers() {
     check(&mut Cpu::new(Dtype::F32), "dynamic", false);
 }
 
-const FAMILIES: [&str; 22] = [
+const FAMILIES: [&str; 24] = [
     "gpt2",
     "opt",
     "opt-behind",
@@ -145,6 +145,8 @@ const FAMILIES: [&str; 22] = [
     "gptj",
     "gptj-tied",
     "smollm3",
+    "starcoder2",
+    "stablelm",
 ];
 
 /// Whether a golden model turns sequences of different lengths differently, so that they are not in one pass.
@@ -218,7 +220,7 @@ fn forward_limits_see_small_mistakes() {
     fn exact_gelu(config: &mut ModelConfig) {
         config.mlp = Mlp::Gated(Activation::Gelu);
     }
-    let mistakes: [(&str, &str, Change<ModelConfig>); 57] = [
+    let mistakes: [(&str, &str, Change<ModelConfig>); 61] = [
         ("qwen3", "the other default epsilon", default_eps),
         ("qwen3", "a scale of scores in bf16", rounded_scale),
         ("qwen3-window", "a window off by one", longer_windows),
@@ -253,6 +255,10 @@ fn forward_limits_see_small_mistakes() {
         ("phi", "the whole head rotated", whole_rotation),
         ("phi", "the exact GELU", |config| config.mlp = Mlp::Plain(Activation::Gelu)),
         ("phi-tied", "the other default epsilon", default_eps),
+        ("starcoder2", "a window off by one", longer_windows),
+        ("starcoder2", "the other default epsilon", default_eps),
+        ("stablelm", "the whole head rotated", whole_rotation),
+        ("stablelm", "the exact GELU", exact_gelu),
         ("smollm3", "every layer rotated", |config| config.no_rope_layers.clear()),
         ("smollm3", "the other layer not rotated", |config| config.no_rope_layers = vec![0]),
         ("gptj", "the other default epsilon", default_eps),

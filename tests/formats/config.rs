@@ -169,6 +169,8 @@ fn norms_follow_the_family() {
         ("phi3", Some(Rounded), Pre, None, false),
         ("phi", None, Pre, None, false),
         ("smollm3", Some(Rounded), Pre, None, false),
+        ("starcoder2", None, Pre, None, false),
+        ("stablelm", None, Pre, None, false),
     ] {
         for case in golden["cases"].as_array().expect("cases").iter().filter(|c| c["config"]["model_type"] == family) {
             let c = ModelConfig::parse("config.json", &case["config"].to_string()).expect("valid");
@@ -255,6 +257,9 @@ fn values_that_are_not_computed_are_refused() {
         ("phi", json!({"hidden_act": "mish"}), "hidden_act"),
         ("phi", json!({"partial_rotary_factor": 0.4}), "partial_rotary_factor"),
         ("phi", json!({"num_key_value_heads": 3}), "num_key_value_heads"),
+        ("starcoder2", json!({"sliding_window": 0}), "sliding_window"),
+        ("stablelm", json!({"qk_layernorm": true}), "qk_layernorm"),
+        ("stablelm", json!({"partial_rotary_factor": 0.4}), "partial_rotary_factor"),
         ("smollm3", json!({"no_rope_layers": [1]}), "no_rope_layers"),
         ("smollm3", json!({"no_rope_layers": [1, 2]}), "no_rope_layers"),
         ("smollm3", json!({"no_rope_layer_interval": 0}), "no_rope_layer_interval"),

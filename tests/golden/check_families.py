@@ -43,6 +43,7 @@ LONG = {"rope_type": "longrope", "rope_theta": 1000.0, "short_factor": [1.0, 1.1
 def models():
     """Class, configuration, linear modules, longest sequence."""
     seven = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    starcoder = ["q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"]
     gptj = ["q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"]
     phi = ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"]
     gemma = dict(hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=24, query_pre_attn_scalar=20, sliding_window=9)
@@ -67,6 +68,9 @@ def models():
         "neox-sequential": (T.GPTNeoXForCausalLM, T.GPTNeoXConfig(**BASE, hidden_size=60, num_attention_heads=3, rotary_pct=0.4, use_parallel_residual=False, tie_word_embeddings=True,
                                                                  attention_bias=False), ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], 200),
         "gptj": (T.GPTJForCausalLM, T.GPTJConfig(vocab_size=331, n_embd=64, n_inner=100, n_layer=4, n_head=4, n_positions=512, rotary_dim=12, bos_token_id=1, eos_token_id=None), gptj, 200),
+        "starcoder2": (T.Starcoder2ForCausalLM, T.Starcoder2Config(**BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, sliding_window=13), starcoder, 200),
+        "stablelm": (T.StableLmForCausalLM, T.StableLmConfig(**BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, use_qkv_bias=True), seven, 200),
+        "stablelm-parallel": (T.StableLmForCausalLM, T.StableLmConfig(**BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=4, partial_rotary_factor=0.5, use_parallel_residual=True), seven, 200),
         "smollm3": (T.SmolLM3ForCausalLM, T.SmolLM3Config(**BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, no_rope_layers=[1, 0, 1, 0], tie_word_embeddings=False), seven, 200),
         "phi": (T.PhiForCausalLM, T.PhiConfig(**BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, partial_rotary_factor=0.4), phi, 200),
         "phi3": (T.Phi3ForCausalLM, T.Phi3Config(**BASE, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, sliding_window=13), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], 200),

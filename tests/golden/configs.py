@@ -18,7 +18,7 @@ hf_logging.set_verbosity(logging.CRITICAL)
 CLASSES = {
     "llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": T.Qwen3Config, "gemma2": T.Gemma2Config,
     "gemma3_text": T.Gemma3TextConfig, "gemma3": T.Gemma3Config, "olmo2": T.Olmo2Config, "olmo3": T.Olmo3Config,
-    "gpt_neox": T.GPTNeoXConfig, "phi3": T.Phi3Config, "phi": T.PhiConfig, "gptj": T.GPTJConfig, "smollm3": T.SmolLM3Config, "gpt2": T.GPT2Config, "opt": T.OPTConfig, "bloom": T.BloomConfig,
+    "gpt_neox": T.GPTNeoXConfig, "phi3": T.Phi3Config, "phi": T.PhiConfig, "gptj": T.GPTJConfig, "smollm3": T.SmolLM3Config, "starcoder2": T.Starcoder2Config, "stablelm": T.StableLmConfig, "gpt2": T.GPT2Config, "opt": T.OPTConfig, "bloom": T.BloomConfig,
 }
 # Families that turn layers with a window otherwise than those without.
 BY_LAYER = ("gemma3_text", "olmo3")
@@ -111,6 +111,10 @@ CASES = [
     case("smollm3", bos_token_id=None, no_rope_layers=[1, 0, 0, 1], num_key_value_heads=None, head_dim=16, rope_theta=5000.0, attention_bias=True, mlp_bias=True, tie_word_embeddings=False, pretraining_tp=2, max_window_layers=28),
     case("smollm3", bos_token_id=4, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=9, rope_scaling={"rope_type": "yarn", **YARN}, eos_token_id=5, pad_token_id=9),
     case("smollm3", bos_token_id=4, no_rope_layer_interval=3, use_sliding_window=False, sliding_window=9, layer_types=["full_attention"] * 4),
+    case("starcoder2", bos_token_id=3),
+    case("starcoder2", bos_token_id=None, num_key_value_heads=8, sliding_window=9, use_bias=False, norm_epsilon=1e-6, tie_word_embeddings=False, rope_theta=500.0, hidden_act="gelu", residual_dropout=0.1),
+    case("stablelm", num_key_value_heads=8),
+    case("stablelm", num_key_value_heads=2, use_qkv_bias=True, use_parallel_residual=True, layer_norm_eps=1e-6, partial_rotary_factor=0.5, rope_theta=500.0, tie_word_embeddings=True, qk_layernorm=False),
     case("phi"),
     case("phi", num_key_value_heads=2, partial_rotary_factor=0.25, rope_theta=20000.0, tie_word_embeddings=True, layer_norm_eps=1e-6, hidden_act="gelu", eos_token_id=[5, 6], pad_token_id=9),
     case("phi", rope_scaling={"type": "linear", "factor": 2.0}, rope_theta=500.0, num_key_value_heads=None, max_position_embeddings=99, qk_layernorm=False, embd_pdrop=0.1),
@@ -140,10 +144,14 @@ def expect(given):
     ropes = {layer_type: rotation(c, layer_type if c.model_type in BY_LAYER else None) for layer_type in sorted(set(types))}
     # What the models themselves read: the others have no windows, and caps are Gemma's alone. Gemma 3's attention is given
     # no cap, and the model of texts and images does not cap its logits.
-    windowed = c.model_type not in ("llama", "olmo2", "gpt_neox", "phi")
+    windowed = c.model_type not in ("llama", "olmo2", "gpt_neox", "phi", "stablelm")
     eos = c.eos_token_id
     if family == "qwen2":
         bias = [True, False]
+    elif family == "starcoder2":
+        bias = [c.use_bias, c.use_bias]
+    elif family == "stablelm":
+        bias = [c.use_qkv_bias, False]
     elif family == "phi":
         bias = [True, True]
     elif family in ("mistral", "phi3"):
@@ -154,7 +162,7 @@ def expect(given):
         "num_key_value_heads": getattr(c, "num_key_value_heads", c.num_attention_heads),
         "head_dim": head_dim(c),
         "max_position_embeddings": c.max_position_embeddings,
-        "eps": c.layer_norm_eps if family in ("gpt_neox", "phi") else c.rms_norm_eps,
+        "eps": c.norm_epsilon if family == "starcoder2" else c.layer_norm_eps if family in ("gpt_neox", "phi", "stablelm") else c.rms_norm_eps,
         "tie_word_embeddings": whole.tie_word_embeddings,
         "windows": [c.sliding_window if windowed and t == "sliding_attention" else None for t in types],
         # By layer, or one for all.

@@ -61,6 +61,8 @@ CASES = {
     "gptj": (T.GPTJForCausalLM, T.GPTJConfig(vocab_size=VOCAB, n_embd=16, n_inner=20, n_layer=2, n_head=2, n_positions=24, rotary_dim=4, bos_token_id=1, eos_token_id=2), ["q_proj", "out_proj", "fc_in"]),
     "gptj-tied": (T.GPTJForCausalLM, T.GPTJConfig(vocab_size=VOCAB, n_embd=12, n_layer=2, n_head=2, n_positions=24, rotary_dim=6, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True), ["k_proj", "v_proj", "fc_out"]),
     "smollm3": (T.SmolLM3ForCausalLM, T.SmolLM3Config(**BASE | dict(hidden_size=16), **HEADS, no_rope_layer_interval=2, rope_parameters={"rope_type": "default", "rope_theta": 50.0}, tie_word_embeddings=False), ["q_proj", "v_proj", "down_proj"]),
+    "starcoder2": (T.Starcoder2ForCausalLM, T.Starcoder2Config(**BASE | dict(hidden_size=16), **HEADS, sliding_window=7), ["q_proj", "o_proj", "c_fc"]),
+    "stablelm": (T.StableLmForCausalLM, T.StableLmConfig(**BASE | dict(hidden_size=16), num_attention_heads=2, num_key_value_heads=1, use_qkv_bias=True, partial_rotary_factor=0.5), ["k_proj", "gate_proj", "down_proj"]),
 }
 
 

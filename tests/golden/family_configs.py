@@ -102,6 +102,10 @@ CASES = [
     case("smollm3"),
     case("smollm3", no_rope_layers=[1, 0, 0, 1], num_key_value_heads=None, head_dim=24, rope_theta=5000.0, attention_bias=True, tie_word_embeddings=False, bos_token_id=3, eos_token_id=[5, 6], pad_token_id=9),
     case("smollm3", no_rope_layer_interval=2, use_sliding_window=True, sliding_window=9, rope_scaling={"rope_type": "linear", "factor": 2.0}, pad_token_id=9),
+    case("starcoder2"),
+    case("starcoder2", num_key_value_heads=4, sliding_window=9, use_bias=False, norm_epsilon=1e-6, tie_word_embeddings=False, rope_theta=500.0, hidden_act="gelu", head_dim=24, bos_token_id=3, eos_token_id=[5, 6]),
+    case("stablelm", num_key_value_heads=4),
+    case("stablelm", num_key_value_heads=2, use_qkv_bias=True, use_parallel_residual=True, layer_norm_eps=1e-6, partial_rotary_factor=0.5, tie_word_embeddings=True, hidden_act="gelu"),
     case("gptj", rotary_dim=8, layer_norm_epsilon=1e-6, activation_function="gelu", tie_word_embeddings=True, bos_token_id=7, eos_token_id=[5, 6]),
     {"model_type": "gptj", "n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_size": 100, "n_positions": 512, "rotary_dim": 16, "n_inner": 32, "resid_pdrop": 0.1, "rotary": True, "scale_attn_weights": True, "torch_dtype": "float16"},
     case("phi", rope_parameters={"rope_type": "yarn", "rope_theta": 20000.0, "partial_rotary_factor": 1.0, **YARN}, head_dim=24, hidden_act="relu"),
@@ -145,7 +149,7 @@ def facts(given):
     attention = lambda block: next(getattr(block, name) for name in ("self_attn", "attention", "attn") if hasattr(block, name))
     for i, block in enumerate(blocks):
         attn = attention(block)
-        window = c.sliding_window if c.model_type == "phi3" else getattr(attn, "sliding_window", None)
+        window = c.sliding_window if c.model_type in ("phi3", "starcoder2") else getattr(attn, "sliding_window", None)
         # Of a window to both sides that of the mask is exclusive.
         window = window - 1 if window and not attn.is_causal else window
         kind = [types[i]] if c.model_type in ("gemma3_text", "olmo3") else []

@@ -21,7 +21,7 @@ import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 PACKAGES = [line.split("==")[0] for line in (HERE / "requirements.txt").read_text().split()]
-FAMILIES = ["bloom", "gemma2", "gemma2-uncapped", "gemma3", "gemma3-images", "gemma3-two-sided", "gpt2", "gptj", "gptj-tied", "neox", "neox-sequential", "olmo2", "olmo3", "opt", "opt-behind", "phi", "phi-tied", "phi3", "phi3-long", "qwen3", "qwen3-window", "smollm3"]
+FAMILIES = ["bloom", "gemma2", "gemma2-uncapped", "gemma3", "gemma3-images", "gemma3-two-sided", "gpt2", "gptj", "gptj-tied", "neox", "neox-sequential", "olmo2", "olmo3", "opt", "opt-behind", "phi", "phi-tied", "phi3", "phi3-long", "qwen3", "qwen3-window", "smollm3", "stablelm", "starcoder2"]
 # Script, its arguments ({shared} is the folder of real models), the file that takes its output, and what it makes.
 STEPS = [
     ("model.py", [], None, ["model-biases-linear", "model-dynamic", "model-gqa-llama3", "model-mistral-window", "model-qwen2", "model-yarn"]),

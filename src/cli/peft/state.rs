@@ -324,7 +324,7 @@ fn replicated(model: &ModelConfig, config: &Value) -> Result<ModelConfig, String
     if !is_set(config, "layer_replication") {
         return Ok(model);
     }
-    if !(model.family.named_as_llama() || model.family == Family::Phi) {
+    if !(model.family.named_as_llama() || matches!(model.family, Family::Phi | Family::Starcoder2)) {
         return Err("ValueError, layer_replication finds no layers in a model of this family".to_owned());
     }
     let ends = |range: &Value| Some((range.get(0)?.as_u64()?, range.get(1)?.as_u64()?));

@@ -143,7 +143,14 @@ impl Family {
     /// What is in a block beside its projections, where names are LLaMA's.
     fn llama_block(self) -> Vec<&'static str> {
         let mut names = vec!["self_attn", "mlp"];
-        names.push(if self == Self::Phi3 { "mlp.activation_fn" } else { "mlp.act_fn" });
+        names.push(match self {
+            Self::Phi3 => "mlp.activation_fn",
+            Self::Starcoder2 => "mlp.act",
+            _ => "mlp.act_fn",
+        });
+        if self == Self::StableLm {
+            names.push("dropout");
+        }
         if matches!(self, Self::Qwen3 | Self::Olmo2 | Self::Olmo3 | Self::Gemma3 | Self::Gemma3Images) {
             names.extend(["self_attn.q_norm", "self_attn.k_norm"]);
         }

@@ -1,4 +1,5 @@
-//! `config.json` of GPT-2, OPT, BLOOM, GPT-NeoX, Phi 1 and 2, and GPT-J. Options that change what is computed and are not among these fields are
+//! `config.json` of GPT-2, OPT, BLOOM, GPT-NeoX, Phi 1 and 2, GPT-J,
+//! StarCoder 2 and StableLM. Options that change what is computed and are not among these fields are
 //! errors.
 
 use super::rope::RopeReader;
@@ -240,6 +241,56 @@ pub(super) fn gptj(f: &Fields) -> Result<ModelConfig> {
         qkv_bias: false,
         o_bias: false,
         head_bias: true,
+        tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
+        ..base
+    })
+}
+
+pub(super) fn starcoder2(f: &Fields) -> Result<ModelConfig> {
+    let family = Family::Starcoder2;
+    let widths = [width(f, &["hidden_size"])?, width(f, &["num_attention_heads"])?, layers(f, &["num_hidden_layers"])?];
+    let [hidden, heads, depth] = widths;
+    let base = base(f, family, [hidden, heads, depth, width(f, &["intermediate_size"])?], "num_attention_heads")?;
+    let head_dim = super::head_dim(f, family, hidden, heads)?;
+    let max_positions = f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(4096);
+    let reader = RopeReader { f, family, head_dim, max_positions };
+    let bias = f.bool("use_bias")?.unwrap_or(true);
+    Ok(ModelConfig {
+        head_dim,
+        score_scales: vec![1.0 / (head_dim as f64).sqrt(); depth],
+        num_key_value_heads: kv_heads(f, family, heads)?,
+        max_position_embeddings: max_positions,
+        norm_eps: eps(f, "norm_epsilon")?,
+        mlp: Mlp::Plain(activation(f, "hidden_act", Activation::GeluTanh)?),
+        positions: Positions::Rope(vec![reader.all_layers()?; depth]),
+        windows: vec![f.usize_in("sliding_window", 1..=usize::MAX)?; depth],
+        qkv_bias: bias,
+        o_bias: bias,
+        mlp_bias: bias,
+        ..base
+    })
+}
+
+pub(super) fn stablelm(f: &Fields) -> Result<ModelConfig> {
+    let family = Family::StableLm;
+    let widths = [width(f, &["hidden_size"])?, width(f, &["num_attention_heads"])?, layers(f, &["num_hidden_layers"])?];
+    let [hidden, heads, depth] = widths;
+    let base = base(f, family, [hidden, heads, depth, width(f, &["intermediate_size"])?], "num_attention_heads")?;
+    fixed(f, "qk_layernorm", false)?;
+    let max_positions = f.usize_in("max_position_embeddings", 1..=usize::MAX)?.unwrap_or(4096);
+    let reader = RopeReader { f, family, head_dim: base.head_dim, max_positions };
+    let parallel = f.bool("use_parallel_residual")?.unwrap_or(false);
+    Ok(ModelConfig {
+        num_key_value_heads: kv_heads(f, family, heads)?,
+        max_position_embeddings: max_positions,
+        norm_eps: eps(f, "layer_norm_eps")?,
+        mlp: Mlp::Gated(activation(f, "hidden_act", Activation::Silu)?),
+        parallel,
+        one_norm: parallel,
+        positions: Positions::Rope(vec![reader.all_layers()?; depth]),
+        qkv_bias: f.bool("use_qkv_bias")?.unwrap_or(false),
+        o_bias: false,
+        mlp_bias: false,
         tie_word_embeddings: f.bool("tie_word_embeddings")?.unwrap_or(false),
         ..base
     })

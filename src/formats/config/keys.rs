@@ -20,6 +20,8 @@ pub fn of(family: Family) -> Keys {
         Family::Phi3 => PHI3,
         Family::Phi => PHI,
         Family::GptJ => GPTJ,
+        Family::Starcoder2 => STARCODER2,
+        Family::StableLm => STABLELM,
         Family::SmolLm3 => SMOLLM3,
     };
     Keys { used, harmless: HARMLESS, refused: REFUSED }
@@ -93,6 +95,16 @@ used! { SMOLLM3:
     "partial_rotary_factor" "original_max_position_embeddings" "sliding_window" "use_sliding_window" "layer_types"
     "no_rope_layers" "no_rope_layer_interval"
 }
+used! { STARCODER2:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "head_dim" "hidden_act"
+    "max_position_embeddings" "norm_epsilon" "use_bias" "rope_theta" "rope_scaling" "rope_parameters" "sliding_window"
+    "partial_rotary_factor" "original_max_position_embeddings"
+}
+used! { STABLELM:
+    "hidden_size" "intermediate_size" "num_hidden_layers" "num_attention_heads" "num_key_value_heads" "hidden_act"
+    "max_position_embeddings" "layer_norm_eps" "use_qkv_bias" "qk_layernorm" "use_parallel_residual" "rope_theta"
+    "rope_scaling" "rope_parameters" "partial_rotary_factor" "original_max_position_embeddings"
+}
 used! { GPT2:
     "n_embd" "hidden_size" "n_head" "num_attention_heads" "n_layer" "num_hidden_layers" "n_inner" "n_positions"
     "max_position_embeddings" "activation_function" "layer_norm_epsilon" "scale_attn_weights"
@@ -113,8 +125,17 @@ used! { BLOOM:
 }
 
 /// The dropouts of a model: transformers applies them in training, this library trains the model as it is evaluated.
-const DROPOUTS: &[&str] =
-    &["attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "hidden_dropout", "layerdrop"];
+const DROPOUTS: &[&str] = &[
+    "attention_dropout",
+    "attn_pdrop",
+    "resid_pdrop",
+    "embd_pdrop",
+    "dropout",
+    "hidden_dropout",
+    "layerdrop",
+    "residual_dropout",
+    "embedding_dropout",
+];
 
 /// The largest of the model's dropouts, where the file is silent those of the family.
 ///

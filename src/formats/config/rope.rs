@@ -75,7 +75,7 @@ impl RopeReader<'_> {
         let (f, family) = (self.f, self.family);
         let theta = theta(f, dict, base, default)?;
         let dim = self.rotary_dim(dict)?;
-        let whole = !matches!(family, Family::GptNeox | Family::Phi3 | Family::Phi);
+        let whole = !matches!(family, Family::GptNeox | Family::Phi3 | Family::Phi | Family::StableLm);
         let Some(d) = dict else {
             if whole {
                 unread(f, &["partial_rotary_factor"]);
@@ -159,6 +159,7 @@ impl RopeReader<'_> {
             Family::GptNeox => ("rotary_pct", inner.or(f.f64("rotary_pct")?).unwrap_or(0.25)),
             Family::Phi3 => (key, inner.or(f.f64(key)?).unwrap_or(1.0)),
             Family::Phi => (key, inner.or(f.f64(key)?).unwrap_or(0.5)),
+            Family::StableLm => (key, inner.or(f.f64(key)?).unwrap_or(0.25)),
             _ => return Ok(self.head_dim),
         };
         let dim = (self.head_dim as f64 * factor) as usize;

@@ -139,11 +139,11 @@ impl Class {
     pub(super) fn of(config: &Fields, model: &Fields, byte_level: bool) -> Result<Self> {
         let family = model.str("model_type")?.unwrap_or_default();
         let registered = match family {
-            "gpt2" | "opt" | "phi" | "gptj" => Some(Self::Gpt2),
+            "gpt2" | "opt" | "phi" | "gptj" | "starcoder2" => Some(Self::Gpt2),
             "qwen2" | "qwen3" => Some(Self::Qwen2),
             "gemma2" | "gemma3" | "gemma3_text" => Some(Self::Gemma),
             "gpt_neox" => Some(Self::GptNeoX),
-            "mistral" | "olmo2" | "olmo3" | "phi3" => Some(Self::File),
+            "mistral" | "olmo2" | "olmo3" | "phi3" | "stablelm" => Some(Self::File),
             _ => None,
         };
         let own = config.str("tokenizer_class")?;

@@ -35,6 +35,12 @@ const GPTJ: &str = r#"{"model_type": "gptj", "n_embd": 12, "n_inner": 20, "n_lay
 const SMOLLM3: &str = r#"{"model_type": "smollm3", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
     "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4, "vocab_size": 23, "no_rope_layers": [1, 0, 1]}"#;
 
+const STARCODER2: &str = r#"{"model_type": "starcoder2", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
+    "num_attention_heads": 3, "num_key_value_heads": 1, "vocab_size": 23, "sliding_window": 5}"#;
+const STABLELM: &str = r#"{"model_type": "stablelm", "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3,
+    "num_attention_heads": 3, "num_key_value_heads": 1, "vocab_size": 23, "partial_rotary_factor": 0.5,
+    "use_parallel_residual": true}"#;
+
 /// A model of every family, and of their variants.
 pub fn models() -> Vec<String> {
     let tied = LLAMA.replace("embeddings\": false", "embeddings\": true");
@@ -42,7 +48,7 @@ pub fn models() -> Vec<String> {
     assert!(tied != LLAMA && post_norm != OPT);
     vec![LLAMA.into(), tied, GPT2.into(), OPT.into(), post_norm, BLOOM.into()]
         .into_iter()
-        .chain([QWEN3, GEMMA2, GEMMA3, OLMO2, NEOX, PHI3, PHI, GPTJ, SMOLLM3].map(String::from))
+        .chain([QWEN3, GEMMA2, GEMMA3, OLMO2, NEOX, PHI3, PHI, GPTJ, SMOLLM3, STARCODER2, STABLELM].map(String::from))
         .collect()
 }
 

@@ -160,6 +160,19 @@ def test_functions_edit_in_bfloat16(docs):
         assert bits(declared) != bits(model(docs))
 
 
+def test_quantised_weights_of_a_model_have_the_values_of_those_that_are_captured(docs, tmp_path):
+    # A model has them in memory as they are generated with, a capture reads them as they are stored.
+    given = {"device": "cpu", "dtype": "bf16", "load_in": "int8"}
+    texts = tmp_path / "ids.jsonl"
+    texts.write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in docs))
+    llamaprobe.capture(model="embedded", input=texts, sites=["resid_post", "logits"], out=tmp_path, progress=False, **given)
+    file = llamaprobe.Cache.read(tmp_path / "activations.safetensors")
+    with llamaprobe.Model.load("embedded", **given) as model:
+        logits, cache = model.run_with_cache(docs, names_filter=["resid_post"])
+    assert all(bits(cache[name]) == bits(file[name]) for name in cache) and len(cache) > 1
+    assert bits(logits) == bits(file["logits"])
+
+
 def test_errors_are_the_programs(model, docs, tmp_path):
     with pytest.raises(llamaprobe.Error) as caught:
         model.run_with_cache(docs, names_filter="blocks.0.hook_resid_pots")

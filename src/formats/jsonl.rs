@@ -106,6 +106,9 @@ impl Example {
                 Ok(Self::Ids { input_ids, labels })
             }
             [] => {
+                if let Some(key) = f.keys().find(|key| FORMS.contains(key)) {
+                    return Err(f.error(key, "a value"));
+                }
                 let keys: Vec<_> = f.keys().collect();
                 Err(Error::field(location, "keys", format!("one of {}", FORMS.join(", ")), format!("{keys:?}")))
             }

@@ -69,7 +69,7 @@ pub fn cases() -> Vec<Case> {
         line("{\"text\": \"a\"} {\"text\": \"b\"}", &["trailing"]),
         line("{}", &["keys", "messages"]),
         line("{\"Text\": \"a\"}", &["keys", "Text"]),
-        line("{\"text\": null}", &["keys"]),
+        line("{\"text\": null}", &["text", "a value", "null"]),
         line("{\"text\": 1}", &["text", "string"]),
         line("{\"text\": \"a\", \"text\": \"b\"}", &["text", "twice"]),
         line("{\"text\": \"\\ud800\"}", &["data.jsonl:2"]),

@@ -20,7 +20,7 @@ mod selection;
 mod tokens;
 mod weights;
 
-pub use beside::{SavedTensor, Table, TableLora, TableSlot};
+pub use beside::{BaseTable, SavedTensor, Table, TableLora, TableSlot};
 pub use directory::{FILES, base_model, files, is_adapter};
 pub use ia3::{Ia3Adapter, Ia3Config, Ia3Module};
 pub use modules::{Module, ModuleKind};

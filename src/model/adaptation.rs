@@ -12,8 +12,8 @@ use crate::arch::{ModelConfig, Projection};
 use crate::backend::ops::{Cast, LoraSite, RunRange, WeightNorm};
 use crate::backend::{AccElement, Backend};
 use crate::formats::adapter::{
-    Adapter, AdapterConfig, Ia3Adapter, Ia3Config, Ia3Module, LoraAdapter, LoraConfig, LoraModule, PromptAdapter,
-    PromptConfig, PromptKind, SavedTensor, Table, TableLora, TrainedTokens,
+    Adapter, AdapterConfig, BaseTable, Ia3Adapter, Ia3Config, Ia3Module, LoraAdapter, LoraConfig, LoraModule,
+    PromptAdapter, PromptConfig, PromptKind, SavedTensor, Table, TableLora, TrainedTokens,
 };
 use crate::random::Rng;
 use crate::{Error, Result};
@@ -31,7 +31,7 @@ pub struct Adaptation<B: Backend> {
     /// Where all runs began, where the base model is without it (PiSSA): taken away from what they have learnt.
     start: Vec<LoraModule>,
     /// The base model's tables of tokens as files of the adapters have them, by `Table as usize`.
-    base_tables: [Option<Arc<Vec<f32>>>; 2],
+    base_tables: [Option<Arc<BaseTable>>; 2],
     /// Names and shapes of its saved modules, and where they lie.
     saved_names: Vec<(String, Vec<usize>, usize)>,
     /// Norms of the rows of the weights that have a magnitude `[runs, norms of a run]`, and whether they are those of the

@@ -11,7 +11,9 @@ use super::merge;
 use super::param_id::{ParamId, Source};
 use super::saved_modules::saved_tensors;
 use crate::backend::AccElement;
-use crate::formats::adapter::{InitLoraWeights, LoraAdapter, LoraConfig, LoraModule, Table, TableLora, TrainedTokens};
+use crate::formats::adapter::{
+    BaseTable, InitLoraWeights, LoraAdapter, LoraConfig, LoraModule, Table, TableLora, TrainedTokens,
+};
 use crate::formats::safetensors::Checkpoint;
 use crate::measures::singular::leading;
 use crate::random::Rng;
@@ -115,11 +117,18 @@ fn tables(adapter: &mut LoraAdapter, source: &Source, rng: &mut Rng) -> Result<(
     Ok(())
 }
 
-/// The base model's table `[V, E]`.
-fn base(source: &Source, at: Table) -> Result<Vec<f32>> {
+/// The base model's table.
+fn base(source: &Source, at: Table) -> Result<BaseTable> {
+    let values = |id: ParamId| {
+        let view = source.view(id)?;
+        view.check_finite().and_then(|()| view.to_f32()).map_err(Error::file(source.checkpoint().path()))
+    };
     let tied = source.config.tie_word_embeddings;
-    let view = source.view(if at == Table::Embed || tied { ParamId::Embed } else { ParamId::Head })?;
-    view.check_finite().and_then(|()| view.to_f32()).map_err(Error::file(source.checkpoint().path()))
+    let bias = (at == Table::Head && source.config.head_bias).then_some(ParamId::HeadBias);
+    Ok(BaseTable {
+        weight: values(if at == Table::Embed || tied { ParamId::Embed } else { ParamId::Head })?,
+        bias: bias.map(values).transpose()?,
+    })
 }
 
 /// Refuses an adapter, read from `path`, whose file has another base model's tables: PEFT puts those in the model's place. Where they
@@ -134,17 +143,20 @@ pub fn check_base(adapter: &LoraAdapter, path: &Path, source: &Source) -> Result
     for TableLora { at, base: of_file, .. } in &adapter.tables {
         let Some(of_file) = of_file else { continue };
         let own = base(source, *at)?;
-        if own == **of_file {
-            continue;
-        }
-        let name = format!("{}.base_layer.weight", adapter.family.table_path(*at));
-        let same = |round: fn(f32) -> f32| own.iter().zip(of_file.iter()).all(|(own, of_file)| round(*own) == *of_file);
-        match roundings.into_iter().find(|&(_, round)| same(round)) {
-            Some((dtype, _)) => log::warn!(
-                "{}: {name}: the base model's values rounded to {dtype}; the model's own are used, where PEFT takes these",
-                path.display()
-            ),
-            None => return Err(Error::field(path, name, "the values that the base model has", "others")),
+        let biases = own.bias.as_ref().zip(of_file.bias.as_ref()).map(|(own, of_file)| ("bias", own, of_file));
+        for (kind, own, of_file) in [("weight", &own.weight, &of_file.weight)].into_iter().chain(biases) {
+            if own == of_file {
+                continue;
+            }
+            let name = format!("{}.base_layer.{kind}", adapter.family.table_path(*at));
+            let same = |round: fn(f32) -> f32| own.iter().zip(of_file).all(|(own, of_file)| round(*own) == *of_file);
+            match roundings.into_iter().find(|&(_, round)| same(round)) {
+                Some((dtype, _)) => log::warn!(
+                    "{}: {name}: the base model's values rounded to {dtype}; the model's own are used, where PEFT takes these",
+                    path.display()
+                ),
+                None => return Err(Error::field(path, name, "the values that the base model has", "others")),
+            }
         }
     }
     Ok(())

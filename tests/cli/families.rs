@@ -70,6 +70,29 @@ fn family_default_modules_are_trained_and_read_back() {
     }
 }
 
+/// PEFT 0.21.2 saves the base model's head beside an adapter of it, with its bias, and puts both in the model's place.
+#[test]
+fn family_head_with_a_bias_is_saved_and_read_as_by_peft() {
+    let dir = workplace("phi");
+    let d = dir.path();
+    let train = "train-lora --model {}/model --train {}/ids.jsonl --target-modules q_proj,lm_head --r 2 --max-steps 1";
+    line(d, &format!("{train} --out {{}}/out")).ok();
+    let file = d.join("out/adapter_model.safetensors");
+    let bias = tensor(&file, "base_model.model.lm_head.base_layer.bias");
+    assert_eq!(bias, tensor(&d.join("model/model.safetensors"), "lm_head.bias"));
+    let capture = "capture --model {}/model --adapter {}/out --input {}/ids.jsonl --sites logits --out";
+    line(d, &format!("{capture} {{}}/own")).ok();
+    line(d, &format!("{train} --init-adapter {{}}/out --out {{}}/further")).ok();
+    let mut bytes = std::fs::read(&file).expect("the adapter");
+    let found: Vec<u8> = bias.1.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect();
+    let at = bytes.windows(found.len()).position(|some| some == found).expect("the bias");
+    bytes[at] ^= 1;
+    std::fs::write(&file, bytes).expect("written");
+    let refused = line(d, &format!("{capture} {{}}/other")).refused();
+    let expected = "lm_head.base_layer.bias: expected the values that the base model has, found others";
+    assert!(refused.contains(expected), "{refused}");
+}
+
 /// PEFT 0.21.2 has no default modules for OLMo, Phi 3, SmolLM3, StarCoder 2 and models of texts and images, and reads the older names of the last.
 #[test]
 fn family_adapters_are_described_as_peft_takes_them() {

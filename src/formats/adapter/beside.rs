@@ -7,6 +7,7 @@
 //! | `model.embed_tokens.lora_embedding_B` | `[E, R]` | its B |
 //! | `lm_head.lora_A.weight`, `lm_head.lora_B.weight` | `[R, E]`, `[V, R]` | those of the head |
 //! | `model.embed_tokens.base_layer.weight`, `lm_head.base_layer.weight` | `[V, E]` | the base model's own, which PEFT saves (`save_embedding_layers`) where `target_modules` names `embed_tokens` or `lm_head` |
+//! | `lm_head.base_layer.bias` | `[V]` | the same of a head that has one |
 //! | `lm_head.weight`, `model.norm.weight`, ... | as in the base model's file | the copies of `modules_to_save` |
 
 use std::borrow::Cow;
@@ -57,8 +58,17 @@ pub struct TableLora {
     pub a: Vec<f32>,
     /// B: `[E, R]` of the embedding table, `[V, R]` of the head.
     pub b: Vec<f32>,
-    /// The base model's weight `[V, E]`, where the file has it.
-    pub base: Option<Arc<Vec<f32>>>,
+    /// The base model's own, where the file has it.
+    pub base: Option<Arc<BaseTable>>,
+}
+
+/// A table of the base model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BaseTable {
+    /// `[V, E]`.
+    pub weight: Vec<f32>,
+    /// `[V]`, of a head that has one.
+    pub bias: Option<Vec<f32>>,
 }
 
 impl TableLora {
@@ -78,7 +88,10 @@ impl TableLora {
         ];
         if let Some(base) = &self.base {
             let shape = if self.at == Table::Embed { [by_a, by_b] } else { [by_b, by_a] };
-            tensors.push((base_name(family.table_path(self.at)), shape.to_vec(), Cow::Borrowed(base.as_slice())));
+            let [weight, bias] = base_names(family.table_path(self.at));
+            tensors.push((weight, shape.to_vec(), Cow::Borrowed(base.weight.as_slice())));
+            tensors
+                .extend(base.bias.iter().map(|values| (bias.clone(), vec![values.len()], Cow::Borrowed(&values[..]))));
         }
         tensors
     }
@@ -91,8 +104,16 @@ impl TableLora {
         let TableSlot { at, r, scale } = slot;
         let ([a, b], [a_shape, b_shape]) = (names(path, at), shapes(at, r, model));
         let (a, b) = (tensors.load(&a, &a_shape)?, tensors.load(&b, &b_shape)?);
-        let base = tensors.load_if_there(&base_name(path), &[model.vocab_size, model.embed_size])?;
-        Ok(Self { at, r, scale, a, b, base: base.map(Arc::new) })
+        let [weight, bias] = base_names(path);
+        let base = match tensors.load_if_there(&weight, &[model.vocab_size, model.embed_size])? {
+            Some(weight) => {
+                let biased = at == Table::Head && model.head_bias;
+                let bias = if biased { tensors.load_if_there(&bias, &[model.vocab_size])? } else { None };
+                Some(Arc::new(BaseTable { weight, bias }))
+            }
+            None => None,
+        };
+        Ok(Self { at, r, scale, a, b, base })
     }
 }
 
@@ -153,8 +174,9 @@ fn names(path: &str, at: Table) -> [String; 2] {
     })
 }
 
-fn base_name(path: &str) -> String {
-    format!("base_model.model.{path}.base_layer.weight")
+/// Names of the base model's weight and bias in a file.
+fn base_names(path: &str) -> [String; 2] {
+    ["weight", "bias"].map(|kind| format!("base_model.model.{path}.base_layer.{kind}"))
 }
 
 /// The tensors of an adapter's file, of which those that have been read are known.

@@ -168,6 +168,7 @@ fn run_on(
                 study::expand_modules(&mut condition.settings, args, &condition.levels, &files);
                 let path = args.plan.as_ref().map_or("plan".to_owned(), |path| path.display().to_string());
                 condition.plan.validate(&path, files.config.vocab_size)?;
+                condition.plan.check_lengths(condition.settings.length_normalization)?;
                 check_tokenizer(&path, condition.plan.tokenizer.as_deref(), digest.as_deref())?;
             }
         }

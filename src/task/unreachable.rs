@@ -10,7 +10,7 @@ use super::templates::Template;
 use crate::Result;
 
 /// What becomes of the longer answer of [`beginning`].
-pub const NEVER_CHOSEN: &str = "by the sum of log-probabilities can never be chosen (length_normalization divides it)";
+pub const NEVER_CHOSEN: &str = "by the sum of log-probabilities can never be chosen, and divided by a length can";
 
 /// A label or choice that begins another one of the same query, word by word, and that other one, where nothing follows them in
 /// an answer: its log-probability, a sum over tokens, is never below that of the longer one, which is therefore never chosen.

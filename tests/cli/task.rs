@@ -210,6 +210,7 @@ fn length_normalization_is_said_and_repeated() {
     for words in [
         "task {}/plural.yml --evaluate --model {}/model --device cpu --length-normalization bytes",
         "probe --model {}/model --task {}/plural.yml --queries 2 --device cpu --length-normalization bytes --out {}/x",
+        "probe --model {}/model --task {}/plural.yml --queries 2 --length-normalization bytes --dry-run --out {}/x",
     ] {
         let refused = line(d, words).refused();
         assert!(refused.contains("--length-normalization: expected none, for free text"), "{words}: {refused}");

@@ -4,20 +4,22 @@
 //   lora_fwd_shrink  xa [N, R] = A drop(x [N, input])
 //   lora_fwd_expand  y [N, output] += scale * B xa; of the first `rotated` LoRAs the sum is rotated as rope_fwd rotates
 //                    [N, heads, 2 half], with its positions and cos_sin [positions, 2 half]; half is a multiple of 32
-//   lora_fwd_expand_gated  the same of gate and up [N, output] at once, and act [N, output] = SiLU(gate) * up; all rows have tiles
+//   lora_fwd_expand_gated  the same of gate and up [N, output] at once, and act [N, output] = SiLU(gate) * up; all rows have tiles.
+//                    next_xa [N, next_rank] = next_A drop(act), if that is not null, with that LoRA's dropout
 //   lora_delta       out [N, output] = scale * B xa
 //   lora_bwd_xa      d_xa [N, R] = scale * B^T d_y [N, output]
 //   lora_bwd_inputs  d_params: B += scale * d_y^T xa, A += d_xa^T drop(x), of all runs, or = where nothing is to be accumulated;
 //                    d_x [N, input] += drop(A^T d_xa)
+//   lora_bwd_gated   the same of one LoRA of act = SiLU(gate) * up [N, input], but that d_act is only read, and d_gate and d_up [N, input]
+//                    are set to what comes of the sum; all rows have tiles. next_d_xa [2, N, next_rank] = next_scale * B^T d_gate, and
+//                    then of d_up, if that is not null, of the LoRAs at next_b and next_b1
 // Up to three LoRAs of one input, rank and scale go through a launch, each with its own A and B, outputs and dropout; names of
 // what is the second's and the third's end in 1 and 2. They are added to d_x in order, and before them, where all rows are of the
 // runs, term_count terms [N, input], term_pitch apart: to what is there if `adds`, else to 0; they may lie where d_x does, if nothing
-// is read or written there. With gate and up [N, input], whose
-// activation the input is, d_x is only read, and d_gate and d_up [N, input] are set to what comes of the sum; all rows have tiles.
-// With d_gate alone, which may lie where d_x does, that is set to the rounded sum.
-// So it is with delta [N, input / head_dim], of an input that is an attention's: `d_gate` is set to the rounded sum and delta to
-// its products with `gate`, the input, summed over heads as attention_bwd_delta does. 64 divides head_dim, head_dim 256, 256 input; R,
-// stride, a and b are multiples of 4 then, and addresses of 16 bytes.
+// is read or written there. With rounded_d_x, which may lie where d_x does, that is set to the rounded sum, and with
+// delta [N, input / head_dim], of an input z that is an attention's, delta to its products with z, summed over heads as
+// attention_bwd_delta does. 64 divides head_dim, head_dim 256, 256 input; R, stride, a and b are multiples of 4 then, and addresses of
+// 16 bytes.
 //
 // Rows of the base model and of other runs are left alone, but for xa, where they are zeros; the host fills out with zeros first.
 // The backward of lora_delta is bwd_xa (whose d_xa is then filled so too) and bwd_inputs with an input of no columns.
@@ -25,8 +27,11 @@
 // drop(x) keeps an element, times keep_scale = 1 / (1 - p), unless the hash of (seeds [runs], site, keys [N] of the row,
 // column) is less than threshold = p * 2^32: the same decisions as on the CPU. No dropout: seeds null, keep_scale 1.
 //
-// The narrow products are split-K: up to NARROW_SPLITS blocks share a depth, as many whatever the pack, so that a row's sums are
-// the same bits in any. Their workspace: partial sums `parts` [splits, LoRAs, rows * R], and `tickets`, zeros before and after.
+// The narrow products are split-K: blocks share a depth, as many whatever the pack, so that a row's sums are the same bits in any. A
+// block's part of a deep one is as wide as what a block of expand_gated or bwd_gated makes, and is summed in the same order there and
+// in shrink and bwd_xa. Their workspace: partial sums `parts` [splits, LoRAs, rows * R], and `tickets`, zeros before and after.
+// Of what next_xa and next_d_xa are made, R, next_rank (at most 32), strides and where matrices begin are multiples of 4, addresses of
+// 16 bytes, and 256 divides the width.
 //
 //   tiles [., 3]  run, first row, number of rows (<= 16): the stretches of rows of one run, cut; runs ascending; then tiles of no
 //                 rows, of which nothing is done, up to the size of the table
@@ -35,7 +40,7 @@
 //
 // Launch: shrink (tile_count + ceil(rows / 16), or tile_count where all rows have tiles, ceil(R / 32) * LoRAs, splits) x 64;
 // bwd_xa (tiles, ceil(R / 32) * LoRAs, splits of the deepest) x 64; expand (tiles, ceil(widest output / 256), LoRAs) x 128;
-// expand_gated and delta (tiles, ceil(output / 256)) x 128; bwd_inputs (runs * ceil(R / 16) * sum of (ceil(output / 64) +
+// expand_gated and delta (tiles, ceil(output / 256)) x 128; bwd_inputs and bwd_gated (runs * ceil(R / 16) * sum of (ceil(output / 64) +
 // ceil(input / 64)), and where a gradient of the input is wanted tile_count * ceil(input / 256) more) x 128: `tiles` are those of
 // all runs, own_tiles [tile_count, 3] those of `runs`. Static shared memory only. Any alignment; vectors where addresses allow, and
 // then all loads of a step before the first is used. Fragments come straight from global memory: each operand is read once, and a
@@ -124,9 +129,10 @@ extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
 
 // gate += and up += their factors' product, and act of both as they are stored.
 template <bool WHOLE>
-DEV void expand_gated(real* gate, real* up, real* act, const LowRank (&factors)[2], const int* __restrict__ tile, int from,
-                      int rank, int width, float scale) {
+DEV WideRows expand_gated(real* gate, real* up, real* act, const LowRank (&factors)[2], const int* __restrict__ tile, int from,
+                          int rank, int width, float scale) {
     WideSums both[2];
+    WideRows made = {};
 #pragma unroll
     for (int l = 0; l < 2; l++) {
         const real* y = l ? up : gate;
@@ -141,13 +147,18 @@ DEV void expand_gated(real* gate, real* up, real* act, const LowRank (&factors)[
         store4(up + at, u, valid);
         gate_value(Silu(), g, u);
         store4(act + at, g, valid);
+        made.of[n][i] = four_of(g, real());
     });
+    return made;
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
     lora_fwd_expand_gated(real* __restrict__ gate, real* __restrict__ up, real* __restrict__ act,
                           const float* __restrict__ xa, const float* __restrict__ xa1, const float* __restrict__ params,
-                          const int* __restrict__ tiles, int rank, int output, i64 stride, i64 b, i64 b1, float scale) {
+                          const int* __restrict__ tiles, int rank, int output, i64 stride, i64 b, i64 b1, float scale,
+                          float* __restrict__ next_xa, int next_rank, i64 next_a, float* __restrict__ parts,
+                          int* __restrict__ tickets, i64 pitch, const u64* __restrict__ seeds,
+                          const u32* __restrict__ keys, u64 site, u32 threshold, float keep_scale) {
     begin_kernel();
     const int* tile = tiles + blockIdx.x * 3;
     int from = (blockIdx.y * WIDE_WARPS + threadIdx.x / 32) * 64;
@@ -157,11 +168,14 @@ extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
     bool whole = from + 64 <= output && output % 4 == 0 && rank % 4 == 0;
     whole = whole && aligned4(gate) && aligned4(up) && aligned4(act);
     for (const LowRank& f : factors) whole = whole && aligned(f.u) && aligned(f.w);
-    if (whole) {
-        expand_gated<true>(gate, up, act, factors, tile, from, rank, output, scale);
-    } else {
+    if (!whole) {
         expand_gated<false>(gate, up, act, factors, tile, from, rank, output, scale);
+        return;
     }
+    WideRows made = expand_gated<true>(gate, up, act, factors, tile, from, rank, output, scale);
+    if (!next_xa) return;
+    NextRanks next = {next_xa, next_rank, keep_scale, {parts, tickets + blockIdx.x, pitch}, {seeds, keys, site, threshold}};
+    next_ranks<true, 1>(next, {&made}, {adapter + next_a}, tile, from, output);
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 1)
@@ -275,31 +289,20 @@ DEV void add_outer(float* __restrict__ d_params, bool accumulate, const real* __
     }
 }
 
-// Where the gradient of an input goes: to d_x, or rounded to d_gate, or, of act = SiLU(gate) * up, on to d_gate and d_up, or to what
-// attention's backward begins with.
+// Where the gradient of an input goes: to d_x, or rounded to `to`, or so and to what attention's backward begins with.
 struct InputGradient {
     float* d_x;
-    real* d_gate;
-    real* d_up;
-    const real* gate;
-    const real* up;
+    real* to;
+    const real* z;
     float* delta;
     int head_dim;
 
-    DEV bool whole() const { return aligned4(d_gate) && aligned4(d_up) && aligned4(gate) && aligned4(up); }
+    DEV bool whole() const { return aligned4(to) && aligned4(z); }
     template <bool WHOLE>
     DEV void put(const WideSums& sums, const int* __restrict__ tile, int from, int half, int width) const {
-        if (!d_gate) return Stored<float>{d_x}.put<WHOLE>(sums, tile, from, half, width);
-        if (!gate) return Stored<real>{d_gate}.put<WHOLE>(sums, tile, from, half, width);
+        if (!to) return Stored<float>{d_x}.put<WHOLE>(sums, tile, from, half, width);
         if (WHOLE && delta) return put_heads(sums, tile, from, width);
-        each_four<WHOLE>(tile, from, half, width, [&](int n, int i, i64 at, int valid) {
-            float g[4], u[4];
-            load4(g, gate + at, valid);
-            load4(u, up + at, valid);
-            gate_gradient(Silu(), g, u, sums.of[n][i]);
-            store4(d_gate + at, g, valid);
-            store4(d_up + at, u, valid);
-        });
+        Stored<real>{to}.put<WHOLE>(sums, tile, from, half, width);
     }
     // Of all warps of a block, with all of their columns.
     DEV void put_heads(const WideSums& sums, const int* __restrict__ tile, int from, int width) const {
@@ -313,15 +316,15 @@ struct InputGradient {
 #pragma unroll
             for (int n = 0; n < 4; n++) {
                 i64 at = (i64)(first + min(r, rows - 1)) * width + from + 16 * n + 4 * t;
-                float z[4], part = 0.0f;
-                load4(z, gate + at, 4);
-                if (r < rows) store4(d_gate + at, sums.of[n][i], 4);
+                float of_z[4], part = 0.0f;
+                load4(of_z, z + at, 4);
+                if (r < rows) store4(to + at, sums.of[n][i], 4);
                 // An odd lane goes on where the even one before it ends.
 #pragma unroll
-                for (int j = 0; j < 4; j++) part = fmaf(rounded(sums.of[n][i][j]), z[j], part);
+                for (int j = 0; j < 4; j++) part = fmaf(rounded(sums.of[n][i][j]), of_z[j], part);
                 part = __shfl_xor_sync(WARP_ALL, part, 1);
 #pragma unroll
-                for (int j = 0; j < 4; j++) part = fmaf(rounded(sums.of[n][i][j]), z[j], part);
+                for (int j = 0; j < 4; j++) part = fmaf(rounded(sums.of[n][i][j]), of_z[j], part);
                 if (t % 2) products[r][begin + 2 * n + t / 2] = part;
             }
         }
@@ -336,11 +339,32 @@ struct InputGradient {
     }
 };
 
+// What the gradients of a LoRA's parameters are made of.
+struct Gradients {
+    const real* d_y;
+    const float* xa;
+    const real* x;
+    const float* d_xa;
+    i64 a, b;
+    int output;
+    Dropout dropout;
+
+    // Blocks of 64 columns.
+    DEV int of_b() const { return (output + 63) / 64; }
+    // Adds number `column` of those of B, then of A, of a run.
+    DEV void add(float* __restrict__ d_params, bool accumulate, int column, int to_r, int input, int rank, float scale,
+                 float keep_scale, const int* __restrict__ tiles, const int* __restrict__ run_tiles) const {
+        bool is_b = column < of_b();
+        add_outer(d_params + (is_b ? b : a), accumulate, is_b ? d_y : x, is_b ? xa : d_xa, is_b,
+                  (is_b ? column : column - of_b()) * 64, to_r, is_b ? output : input, rank, is_b ? scale : keep_scale,
+                  tiles, run_tiles, dropout);
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 3)
     lora_bwd_inputs(float* __restrict__ d_params, int accumulate, float* d_x, const real* __restrict__ terms, int term_count,
-                    i64 term_pitch, int adds, real* __restrict__ d_gate, real* __restrict__ d_up,
-                    const real* __restrict__ gate, const real* __restrict__ up, float* __restrict__ delta, int head_dim,
-                    const real* __restrict__ d_y,
+                    i64 term_pitch, int adds, real* __restrict__ rounded_d_x, const real* __restrict__ z,
+                    float* __restrict__ delta, int head_dim, const real* __restrict__ d_y,
                     const real* __restrict__ d_y1, const real* __restrict__ d_y2,
                     const float* __restrict__ xa, const float* __restrict__ xa1, const float* __restrict__ xa2,
                     const real* __restrict__ x, const float* __restrict__ d_xa, i64 pitch, const float* __restrict__ params,
@@ -355,26 +379,77 @@ extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 3)
     for (int l = 0; l < loras; l++) columns += (pick(l, output, output1, output2) + 63) / 64 + of_a;
     int block = blockIdx.x, sums = columns * ranks * run_count;
     if (block < sums) {
-        int column = block % columns, l = 0, width = output, of_b = (output + 63) / 64;
+        int column = block % columns, l = 0;
         const int* run_tiles = runs + block / columns % run_count * 3;
-        int to_r = block / columns / run_count * 16;
-        while (column >= of_b + of_a) {
-            column -= of_b + of_a, l++;
-            width = pick(l, output, output1, output2), of_b = (width + 63) / 64;
-        }
-        bool is_b = column < of_b;
-        float* to = d_params + run_tiles[0] * stride + (is_b ? pick(l, b, b1, b2) : pick(l, a, a1, a2));
-        const real* u = is_b ? pick(l, d_y, d_y1, d_y2) : x;
-        const float* w = is_b ? pick(l, xa, xa1, xa2) : d_xa + l * pitch;
-        add_outer(to, accumulate, u, w, is_b, (is_b ? column : column - of_b) * 64, to_r, is_b ? width : input, rank,
-                  is_b ? scale : keep_scale, tiles, run_tiles, dropout(l));
+        auto of_b = [&] { return (pick(l, output, output1, output2) + 63) / 64; };
+        while (column >= of_b() + of_a) column -= of_b() + of_a, l++;
+        Gradients of = {pick(l, d_y, d_y1, d_y2), pick(l, xa, xa1, xa2), x, d_xa + l * pitch, pick(l, a, a1, a2),
+                        pick(l, b, b1, b2), pick(l, output, output1, output2), dropout(l)};
+        of.add(d_params + run_tiles[0] * stride, accumulate, column, block / columns / run_count * 16, input, rank, scale,
+               keep_scale, tiles, run_tiles);
         return;
     }
     block -= sums;
     const int* tile = own_tiles + block % tile_count * 3;
     Sum sum = {adds != 0, terms, term_count, term_pitch};
-    InputGradient to = {d_x, d_gate, d_up, gate, up, delta, head_dim};
+    InputGradient to = {d_x, rounded_d_x, z, delta, head_dim};
     wide_product<false>(d_x, sum, to, tile, block / tile_count, NEIGHBOURS, rank, input, keep_scale, loras, [&](int l) {
         return LowRank{d_xa + l * pitch, params + tile[0] * stride + pick(l, a, a1, a2), dropout(l)};
     });
+}
+
+// Where the gradient of act = SiLU(gate) * up goes: on to d_gate and d_up, and to the ranks of their LoRAs.
+struct GatedGradient {
+    real* d_gate;
+    real* d_up;
+    const real* gate;
+    const real* up;
+    NextRanks next;
+    const float* params;  // of the tile's run
+    i64 b, b1;
+
+    DEV bool whole() const { return aligned4(d_gate) && aligned4(d_up) && aligned4(gate) && aligned4(up); }
+    template <bool WHOLE>
+    DEV void put(const WideSums& sums, const int* __restrict__ tile, int from, int half, int width) const {
+        WideRows of_gate = {}, of_up = {};
+        each_four<WHOLE>(tile, from, half, width, [&](int n, int i, i64 at, int valid) {
+            float g[4], u[4];
+            load4(g, gate + at, valid);
+            load4(u, up + at, valid);
+            gate_gradient(Silu(), g, u, sums.of[n][i]);
+            store4(d_gate + at, g, valid);
+            store4(d_up + at, u, valid);
+            of_gate.of[n][i] = four_of(g, real()), of_up.of[n][i] = four_of(u, real());
+        });
+        if (WHOLE && next.out) next_ranks<false, 2>(next, {&of_gate, &of_up}, {params + b, params + b1}, tile, from, width);
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(32 * WIDE_WARPS, 3)
+    lora_bwd_gated(float* __restrict__ d_params, int accumulate, const float* __restrict__ d_act,
+                   const real* __restrict__ terms, int term_count, i64 term_pitch, int adds, real* __restrict__ d_gate,
+                   real* __restrict__ d_up, const real* __restrict__ gate, const real* __restrict__ up,
+                   const real* __restrict__ d_y, const float* __restrict__ xa, const real* __restrict__ act,
+                   const float* __restrict__ d_xa, const float* __restrict__ params, const int* __restrict__ tiles,
+                   const int* __restrict__ own_tiles, int tile_count, const int* __restrict__ runs, int run_count,
+                   const u64* __restrict__ seeds, const u32* __restrict__ keys, u64 site, u32 threshold, float keep_scale,
+                   int rank, int input, int output, i64 stride, i64 a, i64 b, float scale, float* __restrict__ next_d_xa,
+                   int next_rank, i64 next_b, i64 next_b1, float next_scale, float* __restrict__ parts,
+                   int* __restrict__ tickets, i64 pitch) {
+    begin_kernel();
+    Gradients of = {d_y, xa, act, d_xa, a, b, output, {seeds, keys, site, threshold}};
+    int columns = of.of_b() + (input + 63) / 64, block = blockIdx.x, sums = columns * ((rank + 15) / 16) * run_count;
+    if (block < sums) {
+        const int* run_tiles = runs + block / columns % run_count * 3;
+        of.add(d_params + run_tiles[0] * stride, accumulate, block % columns, block / columns / run_count * 16, input, rank,
+               scale, keep_scale, tiles, run_tiles);
+        return;
+    }
+    block -= sums;
+    const int* tile = own_tiles + block % tile_count * 3;
+    const float* adapter = params + tile[0] * stride;
+    NextRanks next = {next_d_xa, next_rank, next_scale, {parts, tickets + (tile - own_tiles) / 3, pitch}, {}};
+    GatedGradient to = {d_gate, d_up, gate, up, next, adapter, next_b, next_b1};
+    wide_product<false>(d_act, {adds != 0, terms, term_count, term_pitch}, to, tile, block / tile_count, NEIGHBOURS, rank, input,
+                        keep_scale, 1, [&](int) { return LowRank{d_xa, adapter + a, of.dropout}; });
 }

@@ -61,6 +61,12 @@ DEV Four<float> load_four(const float* p, int valid) {
     return {make_float4(v[0], v[1], v[2], v[3])};
 }
 
+template <class T>
+DEV Four<T> four_of(const float (&v)[4], T) {
+    return {make_uint2(pack(v[0], v[1], T()), pack(v[2], v[3], T()))};
+}
+DEV Four<float> four_of(const float (&v)[4], float) { return {make_float4(v[0], v[1], v[2], v[3])}; }
+
 DEV u64 mix(u64 x) {
     // The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
     x += 0x9e3779b97f4a7c15ull;
@@ -101,7 +107,8 @@ DEV void drop(float (&v)[n], const Dropout& dropout, u64 hash, int column) {
 
 constexpr int NARROW_WARPS = 2;           // each takes NARROW_STEPS * 16 of the depth at a time
 constexpr int NARROW_STEPS = 4;
-constexpr int NARROW_SPLITS = 32;         // most blocks that share the depth
+constexpr int NARROW_SHARE = NARROW_STEPS * 16;
+constexpr int NARROW_SPLITS = 32;         // most blocks that share the depth with one share for each warp
 
 // The workspace of blocks that share a depth.
 struct SplitK {
@@ -110,11 +117,12 @@ struct SplitK {
     i64 pitch;     // from split to split
 };
 
+// Shares of a block: two, and of deep products four, as many as four warps have of what they make (`next_ranks`).
+DEV int shares_of(int depth) { return depth > NARROW_SPLITS * NARROW_WARPS * NARROW_SHARE ? 4 : 2; }
 // Blocks that share a depth.
 DEV int splits_of(int depth) {
-    constexpr int UNIT = NARROW_WARPS * NARROW_STEPS * 16;
-    int units = max((depth + UNIT - 1) / UNIT, 1), each = (units + NARROW_SPLITS - 1) / NARROW_SPLITS;
-    return (units + each - 1) / each;
+    int part = shares_of(depth) * NARROW_SHARE;
+    return max((depth + part - 1) / part, 1);
 }
 
 // A block's LoRA, its ranks (from a multiple of 32 on), and its workspace.
@@ -175,10 +183,23 @@ DEV void load_ranks(float (&v)[NR][4], const float* w, int k, int depth, int ran
     }
 }
 
-// c += u W of a tile's rows over the warps' shares of the depth from..to.
+// c += u W of 16 rows at 4 neighbours a lane, of rows g and g + 8.
+template <int NR>
+DEV void multiply_ranks(float (&c)[NR][4], const float (&u)[2][4], const float (&w)[NR][4]) {
+    FragmentA<bf16> a[TERMS];
+    set_a(a, u[0], u[1]);
+#pragma unroll
+    for (int n = 0; n < NR; n++) {
+        FragmentB<bf16> b[TERMS_F32];
+        set_b(b, w[n]);
+        multiply(c[n], a, b);
+    }
+}
+
+// c += u W of a tile's rows over the share of the depth from `base` on.
 template <int NR, bool ALONG_DEPTH>
 DEV void narrow_sums(float (&c)[NR][4], const real* __restrict__ u, const float* __restrict__ w, const int* tile,
-                     int ranks, int depth, int from, int to, i64 pitch, const Dropout& dropout) {
+                     int ranks, int depth, int base, i64 pitch, const Dropout& dropout) {
     int first = tile[1], rows = tile[2], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const real* x[2];
     u64 hash[2];
@@ -190,44 +211,81 @@ DEV void narrow_sums(float (&c)[NR][4], const real* __restrict__ u, const float*
         hash[i] = dropout.seeds ? hash_of(dropout, tile[0], row) : 0;
     }
     bool vectors = depth % 4 == 0 && pitch % 4 == 0 && aligned4(u) && aligned(w);
-    constexpr int SHARE = NARROW_STEPS * 16;
-    for (int base = from + threadIdx.x / 32 * SHARE; base < to; base += NARROW_WARPS * SHARE) {
-        Four<real> rows_of_u[NARROW_STEPS][2];
-        float v[NARROW_STEPS][NR][4];
-        // All loads of the share, before the first of them is needed.
-        if (vectors && base + SHARE <= depth) {
-#pragma unroll
-            for (int s = 0; s < NARROW_STEPS; s++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++) rows_of_u[s][i] = load_four(x[i] + base + s * 16);
-                load_ranks<NR, ALONG_DEPTH>(v[s], w, base + s * 16 + 4 * t, ranks, pitch);
-            }
-        } else {
-#pragma unroll
-            for (int s = 0; s < NARROW_STEPS; s++) {
-                int k = base + s * 16 + 4 * t;
-#pragma unroll
-                for (int i = 0; i < 2; i++) rows_of_u[s][i] = load_four(x[i] + base + s * 16, depth - k);
-                load_ranks<NR, ALONG_DEPTH>(v[s], w, k, depth, ranks, pitch);
-            }
-        }
+    Four<real> rows_of_u[NARROW_STEPS][2];
+    float v[NARROW_STEPS][NR][4];
+    // All loads of the share, before the first of them is needed.
+    if (vectors && base + NARROW_SHARE <= depth) {
 #pragma unroll
         for (int s = 0; s < NARROW_STEPS; s++) {
-            float two[2][4];
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                unpack(two[i], rows_of_u[s][i]);
-                if (dropout.seeds) drop(two[i], dropout, hash[i], base + s * 16 + 4 * t);
-            }
-            FragmentA<bf16> a[TERMS];
-            set_a(a, two[0], two[1]);
-#pragma unroll
-            for (int n = 0; n < NR; n++) {
-                FragmentB<bf16> b[TERMS_F32];
-                set_b(b, v[s][n]);
-                multiply(c[n], a, b);
-            }
+            for (int i = 0; i < 2; i++) rows_of_u[s][i] = load_four(x[i] + base + s * 16);
+            load_ranks<NR, ALONG_DEPTH>(v[s], w, base + s * 16 + 4 * t, ranks, pitch);
         }
+    } else {
+#pragma unroll
+        for (int s = 0; s < NARROW_STEPS; s++) {
+            int k = base + s * 16 + 4 * t;
+#pragma unroll
+            for (int i = 0; i < 2; i++) rows_of_u[s][i] = load_four(x[i] + base + s * 16, depth - k);
+            load_ranks<NR, ALONG_DEPTH>(v[s], w, k, depth, ranks, pitch);
+        }
+    }
+#pragma unroll
+    for (int s = 0; s < NARROW_STEPS; s++) {
+        float two[2][4];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            unpack(two[i], rows_of_u[s][i]);
+            if (dropout.seeds) drop(two[i], dropout, hash[i], base + s * 16 + 4 * t);
+        }
+        multiply_ranks(c, two, v[s]);
+    }
+}
+
+// Sums of a block's shares, of 16 rows by fragment and column, the fragments of a row in an order of the row's own: no bank is asked
+// twice at once.
+template <int NR>
+DEV int slot_of(int row, int column) { return row * 8 * NR + (column ^ row * NR / 4 % NR * 8); }
+template <int NR>
+DEV void leave_sums(float (&sums)[16 * 8 * NR], const float (&c)[NR][4]) {
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int n = 0; n < NR; n++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            *reinterpret_cast<float2*>(&sums[slot_of<NR>(g + i * 8, n * 8 + 2 * t)]) =
+                make_float2(c[n][2 * i], c[n][2 * i + 1]);
+}
+
+// Whether this is the last of `count` blocks with a ticket; then what all of them have stored can be loaded.
+DEV bool is_last_of(int* ticket, int count) {
+    __shared__ int is_last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) is_last = atomicAdd(ticket, 1) == count - 1;
+    __syncthreads();
+    if (is_last) __threadfence();
+    return is_last;
+}
+
+// out [., R] = factor * the sum of `count` parts, in order, for NR * 8 of the ranks from `from` on.
+template <int NR>
+DEV void add_parts(float* __restrict__ out, const SplitK& workspace, int count, const int* __restrict__ tile, int rank,
+                   int from, float factor) {
+    for (int i = threadIdx.x; i < tile[2] * 8 * NR; i += blockDim.x) {
+        int r = i % (8 * NR);
+        if (r >= rank - from) continue;
+        i64 at = (i64)(tile[1] + i / (8 * NR)) * rank + from + r;
+        float sum = 0.0f;
+        for (int begin = 0; begin < count; begin += NARROW_SPLITS) {
+            float each[NARROW_SPLITS];
+#pragma unroll
+            for (int z = 0; z < NARROW_SPLITS; z++)
+                each[z] = begin + z < count ? load_fresh(workspace.parts + (begin + z) * workspace.pitch + at) : 0.0f;
+#pragma unroll
+            for (int z = 0; z < NARROW_SPLITS; z++) sum += each[z];
+        }
+        out[at] = factor * sum;
     }
 }
 
@@ -237,31 +295,25 @@ template <int NR, bool ALONG_DEPTH>
 DEV void narrow_block(float* __restrict__ out, const real* __restrict__ u, const float* __restrict__ w,
                       const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout, int from,
                       int splits, SplitK workspace) {
-    // Sums of 16 rows by fragment and column, the fragments of a row in an order of the row's own: no bank is asked twice at once.
-    __shared__ __align__(8) float sums[NARROW_WARPS][16 * 8 * NR];
-    auto slot = [](int row, int column) { return row * 8 * NR + (column ^ row * NR / 4 % NR * 8); };
-    __shared__ int is_last;
+    __shared__ __align__(8) float sums[4][16 * 8 * NR];
     int first = tile[1], rows = tile[2], ranks = min(rank - from, 8 * NR);
-    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    constexpr int UNIT = NARROW_WARPS * NARROW_STEPS * 16;
-    int part = (depth + UNIT * splits - 1) / (UNIT * splits) * UNIT, begin = blockIdx.z * part;
+    int shares = shares_of(depth);
     i64 pitch = ALONG_DEPTH ? depth : rank;
-    float c[NR][4] = {};
-    narrow_sums<NR, ALONG_DEPTH>(c, u, w + from * (ALONG_DEPTH ? pitch : 1), tile, ranks, depth, begin,
-                                 min(begin + part, depth), pitch, dropout);
-#pragma unroll
-    for (int n = 0; n < NR; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-            *reinterpret_cast<float2*>(&sums[warp][slot(g + i * 8, n * 8 + 2 * t)]) =
-                make_float2(c[n][2 * i], c[n][2 * i + 1]);
+#pragma unroll 1
+    for (int share = threadIdx.x / 32; share < shares; share += NARROW_WARPS) {
+        float c[NR][4] = {};
+        int base = (blockIdx.z * shares + share) * NARROW_SHARE;
+        if (base < depth)
+            narrow_sums<NR, ALONG_DEPTH>(c, u, w + from * (ALONG_DEPTH ? pitch : 1), tile, ranks, depth, base, pitch, dropout);
+        leave_sums<NR>(sums[share], c);
+    }
     __syncthreads();
     for (int i = threadIdx.x; i < rows * 8 * NR; i += blockDim.x) {
         int row = i / (8 * NR), column = i % (8 * NR), r = rank_of<NR, ALONG_DEPTH>(column / 8, column % 8);
         if (r >= ranks) continue;
         float sum = 0.0f;
 #pragma unroll
-        for (int one = 0; one < NARROW_WARPS; one++) sum += sums[one][slot(row, column)];
+        for (int one = 0; one < 4; one++) sum += one < shares ? sums[one][slot_of<NR>(row, column)] : 0.0f;
         i64 at = (i64)(first + row) * rank + from + r;
         if (splits > 1) {
             workspace.parts[blockIdx.z * workspace.pitch + at] = sum;
@@ -269,25 +321,8 @@ DEV void narrow_block(float* __restrict__ out, const real* __restrict__ u, const
             out[at] = factor * sum;
         }
     }
-    if (splits == 1) return;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) is_last = atomicAdd(workspace.ticket, 1) == splits - 1;
-    __syncthreads();
-    if (!is_last) return;
-    __threadfence();
-    for (int i = threadIdx.x; i < rows * 8 * NR; i += blockDim.x) {
-        int r = i % (8 * NR);
-        if (r >= ranks) continue;
-        i64 at = (i64)(first + i / (8 * NR)) * rank + from + r;
-        float each[NARROW_SPLITS], sum = 0.0f;
-#pragma unroll
-        for (int z = 0; z < NARROW_SPLITS; z++)
-            each[z] = z < splits ? load_fresh(workspace.parts + z * workspace.pitch + at) : 0.0f;
-#pragma unroll
-        for (int z = 0; z < NARROW_SPLITS; z++) sum += each[z];
-        out[at] = factor * sum;
-    }
+    if (splits == 1 || !is_last_of(workspace.ticket, splits)) return;
+    add_parts<NR>(out, workspace, splits, tile, rank, from, factor);
     if (threadIdx.x == 0) *workspace.ticket = 0;
 }
 
@@ -476,5 +511,87 @@ DEV void wide_product(const T* out, Sum sum, To to, const int* __restrict__ tile
     } else {
         auto sums = wide_sums<false, ALONG_RANK>(out, sum, tile, from, half, rank, width, factor, count, factors);
         to.template put<false>(sums, tile, from, half, width);
+    }
+}
+
+// ---- out [., R] = u [., width] W, of u that is made in 256 columns a block
+
+// What a lane has of a tile's 16 rows and the warp's 64 columns, as it is stored.
+struct WideRows {
+    Four<real> of[4][2];
+};
+
+// The LoRAs that read what a launch makes, up to two: out [LoRAs, rows * R] = factor * drop(u) W, if that is not null. The tile's
+// workspace has a part for each block. R, at most 32, is a multiple of 4, W lies at 16 bytes, 256 divides the width. Where narrow_block
+// would take as many parts, sums are the same bits.
+struct NextRanks {
+    float* out;
+    int rank;
+    float factor;
+    SplitK workspace;  // pitch: elements of out of a LoRA
+    Dropout dropout;
+};
+
+// The block's part of number `l` of `loras`.
+template <int NR, bool ALONG_DEPTH>
+DEV void next_part(const NextRanks& next, int l, int loras, const WideRows& u, const float* w, const int* __restrict__ tile,
+                   int from, int width) {
+    __shared__ __align__(8) float sums[WIDE_WARPS][16 * 8 * NR];
+    int first = tile[1], rows = tile[2], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    u64 hash[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        hash[i] = next.dropout.seeds ? hash_of(next.dropout, tile[0], first + min(g + i * 8, rows - 1)) : 0;
+    float c[NR][4] = {};
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+        int k = from + group_of(n, NEIGHBOURS) + 4 * t;
+        float v[NR][4], two[2][4];
+        load_ranks<NR, ALONG_DEPTH>(v, w, k, next.rank, ALONG_DEPTH ? width : next.rank);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            unpack(two[i], u.of[n][i]);
+            if (next.dropout.seeds) drop(two[i], next.dropout, hash[i], k);
+        }
+        multiply_ranks(c, two, v);
+    }
+    leave_sums<NR>(sums[threadIdx.x / 32], c);
+    __syncthreads();
+    for (int i = threadIdx.x; i < rows * 8 * NR; i += blockDim.x) {
+        int row = i / (8 * NR), column = i % (8 * NR), r = rank_of<NR, ALONG_DEPTH>(column / 8, column % 8);
+        if (r >= next.rank) continue;
+        float sum = 0.0f;
+#pragma unroll
+        for (int one = 0; one < WIDE_WARPS; one++) sum += sums[one][slot_of<NR>(row, column)];
+        i64 at = (i64)(first + row) * next.rank + r;
+        next.workspace.parts[(from / (WIDE_WARPS * 64) * loras + l) * next.workspace.pitch + at] = sum;
+    }
+    // The sums of the next take the place of these.
+    __syncthreads();
+}
+
+template <int NR, bool ALONG_DEPTH, int loras>
+DEV void next_ranks_of(const NextRanks& next, const WideRows* const (&u)[loras], const float* const (&w)[loras],
+                    const int* __restrict__ tile, int from, int width) {
+#pragma unroll
+    for (int l = 0; l < loras; l++) next_part<NR, ALONG_DEPTH>(next, l, loras, *u[l], w[l], tile, from, width);
+    int blocks = width / (WIDE_WARPS * 64);
+    if (!is_last_of(next.workspace.ticket, blocks)) return;
+#pragma unroll
+    for (int l = 0; l < loras; l++) {
+        i64 at = l * next.workspace.pitch;
+        SplitK parts = {next.workspace.parts + at, nullptr, loras * next.workspace.pitch};
+        add_parts<NR>(next.out + at, parts, blocks, tile, next.rank, 0, next.factor);
+    }
+    if (threadIdx.x == 0) *next.workspace.ticket = 0;
+}
+// Of all warps of a block: u and W of each LoRA.
+template <bool ALONG_DEPTH, int loras>
+DEV void next_ranks(const NextRanks& next, const WideRows* const (&u)[loras], const float* const (&w)[loras],
+                    const int* __restrict__ tile, int from, int width) {
+    if (next.rank > 16) {
+        next_ranks_of<4, ALONG_DEPTH>(next, u, w, tile, from, width);
+    } else {
+        next_ranks_of<2, ALONG_DEPTH>(next, u, w, tile, from, width);
     }
 }

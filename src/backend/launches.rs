@@ -5,7 +5,7 @@
 //! and `tests/cuda_fake.rs` counts the same at the driver. Captures are not among them, nor tables that a device keeps.
 
 use super::op::{Launch, LaunchKind, Projected, ProjectedLora, Work};
-use super::scratch::TOGETHER;
+use super::scratch::{RANKS, TOGETHER, made_in_parts};
 
 /// A launch, and the operation that it is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Launches {
     issued: Vec<Issued>,
     /// What waits for other projections of the same input.
     waiting: Vec<Waiting>,
+    /// The launch before that, if it may make what the first launch of the waiting LoRAs would make.
+    maker: Option<Maker>,
 }
 
 impl Launches {
@@ -33,14 +35,17 @@ impl Launches {
             return;
         }
         if let Some(passed_on) = projected.and_then(|part| passed_on(&self.waiting, part)) {
-            let mut all = together(std::mem::take(&mut self.waiting), true);
+            let maker = Maker::new(&self.waiting, projected);
+            let mut all = self.take_waiting(true);
             let (_, last) = all.last_mut().expect("something waits");
             last.work = last.work.and(launches[0].work).without(passed_on);
             all.extend(launches[1..].iter().map(|launch| (op, *launch)));
-            return all.into_iter().for_each(|(op, launch)| self.issue(op, launch));
+            all.into_iter().for_each(|(op, launch)| self.issue(op, launch));
+            self.maker = maker;
+            return;
         }
         if let Some(Projected::NormGradient { len }) = projected.filter(|part| rounded(&self.waiting, *part)) {
-            let mut all = together(std::mem::take(&mut self.waiting), true);
+            let mut all = self.take_waiting(true);
             all.push((op, launches[0]));
             // Written and read.
             for (_, launch) in all.iter_mut().rev().take(2) {
@@ -52,6 +57,7 @@ impl Launches {
             // Angles are read; what is rotated is in registers.
             made.launch.work = made.launch.work.and(Work { compute: 0, ..launches[0].work });
             made.joint = true;
+            self.maker = None;
             return;
         }
         let waits = projected.filter(|part| match part {
@@ -84,8 +90,21 @@ impl Launches {
     }
 
     fn flush(&mut self) {
+        self.take_waiting(false).into_iter().for_each(|(op, launch)| self.issue(op, launch));
+    }
+
+    /// The launches of what waits, but for what the launch before makes, of which the last may pass its sum on.
+    fn take_waiting(&mut self, passes_on: bool) -> Vec<(&'static str, Launch)> {
         let waiting = std::mem::take(&mut self.waiting);
-        together(waiting, false).into_iter().for_each(|(op, launch)| self.issue(op, launch));
+        let (op, read) = (waiting.iter().find(|waiting| is_lora(waiting)).map(|lora| lora.op), self.maker.take());
+        let read = read.and_then(|maker| maker.passed_on(&waiting));
+        let mut all = together(waiting, passes_on);
+        if let (Some(read), Some(at)) = (read, all.iter().position(|(of, _)| Some(*of) == op)) {
+            let (_, narrow) = all.remove(at);
+            let maker = self.issued.last_mut().expect("it has been issued");
+            maker.launch.work = maker.launch.work.and(narrow.work).without(read);
+        }
+        all
     }
 
     /// The same where nothing follows.
@@ -184,12 +203,58 @@ fn passed_on(waiting: &[Waiting], next: Projected) -> Option<Work> {
         (
             Projected::LoraGradient(ProjectedLora { all: true, adds: true, rows, input, .. }),
             Projected::GatedGradient { len },
-        )
-        | (
+        ) => (count == 1 && rows * input == len).then(|| Work::moved(2 * len, 0, 0)),
+        (
             Projected::LoraGradient(ProjectedLora { all: true, adds: true, in_vectors: true, rows, input, .. }),
             Projected::HeadGradient { len },
         ) => (alike && count <= TOGETHER && rows * input == len).then(|| Work::moved(2 * len, 0, 0)),
         _ => None,
+    }
+}
+
+/// A launch that makes a gated activation, or its gradients, of all rows.
+#[derive(Clone, Copy, Debug)]
+struct Maker {
+    rows: usize,
+    /// Elements of a row.
+    width: usize,
+    /// Whether it makes gradients.
+    gradients: bool,
+}
+
+impl Maker {
+    /// The last of LoRAs that wait, if what is next is an activation or its gradient and they have vectors.
+    fn new(waiting: &[Waiting], next: Option<Projected>) -> Option<Self> {
+        let (len, gradients) = match next? {
+            Projected::Gated { len } => (len, false),
+            Projected::GatedGradient { len } => (len, true),
+            _ => return None,
+        };
+        let (Projected::Lora(lora) | Projected::LoraGradient(lora)) = waiting.iter().find(|one| is_lora(one))?.part
+        else {
+            return None;
+        };
+        lora.in_vectors.then(|| Self { rows: lora.rows, width: len / lora.rows.max(1), gradients })
+    }
+
+    /// What the first launch of LoRAs that read what it makes would read, if it makes what that makes: `xa` of a down-projection, or the
+    /// gradients of that of a gate and an up-projection.
+    fn passed_on(self, waiting: &[Waiting]) -> Option<Work> {
+        let Self { rows, width, gradients } = self;
+        let loras: Vec<&Waiting> = waiting.iter().filter(|waiting| is_lora(waiting)).collect();
+        let fits = |lora: ProjectedLora, gradient: bool| {
+            let alike =
+                lora.all && lora.rows == rows && lora.in_vectors && loras.iter().all(|one| one.part == loras[0].part);
+            alike && gradient == gradients && lora.rank <= RANKS && made_in_parts(width)
+        };
+        let fits = match loras.first()?.part {
+            Projected::Lora(lora) => fits(lora, false) && loras.len() == 1 && lora.input == width,
+            Projected::LoraGradient(lora) => fits(lora, true) && loras.len() == 2,
+            _ => false,
+        };
+        let read = Work::moved(0, rows * width, 0);
+        let fits = fits && loras.iter().all(|lora| lora.launches[0].work.compute == read.compute);
+        fits.then(|| loras.iter().fold(Work::default(), |sum, _| sum.and(read)))
     }
 }
 

@@ -14,9 +14,12 @@ pub const WORKSPACE: usize = 32 << 20;
 pub const BLOCK_ROWS: usize = 64;
 /// Most LoRAs of a launch.
 pub const TOGETHER: usize = 3;
+/// Columns that a block of LoRA's wide products handles: as many as a part of a deep narrow one.
+pub const COLUMNS: usize = 256;
 /// Ranks that a block of LoRA's narrow products handles.
 pub const RANKS: usize = 32;
-/// Of the depth of a product that writes ranks, what a block takes at a time, and the most blocks that share one.
+/// Of the depth of a product that writes ranks, what a block takes, and the most blocks that share one so: of a deeper one a block takes
+/// [`COLUMNS`].
 pub const SHARE: usize = 128;
 /// See [`SHARE`].
 pub const SPLITS: usize = 32;
@@ -49,6 +52,16 @@ fn usual_entries(rows: usize) -> usize {
     13 * rows + 3 * lora_tiles + of_blocks + tiles * (BLOCK_ROWS + 8)
 }
 
+/// Blocks that share the depth of a product that writes ranks: as many whatever the pack, so that a row's sums are the same bits in any.
+pub fn splits(depth: usize) -> usize {
+    depth.div_ceil(if depth > SPLITS * SHARE { COLUMNS } else { SHARE }).max(1)
+}
+
+/// Whether blocks that make so many columns make parts of the depth of a product that reads them.
+pub fn made_in_parts(depth: usize) -> bool {
+    depth.is_multiple_of(COLUMNS) && splits(depth) == depth / COLUMNS
+}
+
 /// Number of tickets for so many tiles of LoRAs; few sizes, so that they seldom move.
 pub fn lora_tickets(tiles: usize, rank: usize) -> usize {
     (TOGETHER * tiles * rank.div_ceil(RANKS)).next_power_of_two().max(TICKETS)
@@ -58,7 +71,7 @@ pub fn lora_tickets(tiles: usize, rank: usize) -> usize {
 /// where no depth is split.
 pub fn split_k_bytes(rows: usize, rank: usize, width: usize) -> Option<[usize; 2]> {
     // A smaller depth may have more splits, and a tile may have one row.
-    let splits = width.div_ceil(SHARE).min(SPLITS);
+    let splits = splits(width).max(width.div_ceil(SHARE).min(SPLITS));
     let parts = TOGETHER * splits * rows * rank * size_of::<f32>();
     (rank > 0 && splits > 1).then(|| [parts, lora_tickets(rows, rank) * size_of::<i32>()])
 }
@@ -99,13 +112,15 @@ pub fn scratch(pass: &PassSize, (acc, compute): (usize, usize)) -> usize {
         let logits = chunk_len(LinearDims { rows: labels, input: 0, output: vocab });
         let queries = heads[0] * heads[1];
         blocks.extend(key_parts_bytes(backward_rows, heads).into_iter().flatten());
-        // Logits and their gradients, d_z rounded, d_xa, terms of a gradient, parts of the norms, the steps' fields.
+        // Logits and their gradients, d_z rounded, d_xa, that of a gate's and an up-projection's LoRA made with what these read, terms of a
+        // gradient, parts of the norms, the steps' fields.
         blocks.extend([
             logits * acc,
             logits * compute,
             backward_rows * queries * compute,
             TOGETHER * backward_rows * rank * acc,
         ]);
+        blocks.extend(made_in_parts(adapted).then_some(2 * backward_rows * rank * acc));
         blocks.extend((terms > 0).then_some(terms * compute));
         blocks.extend([runs * NORM_PARTS * acc, runs * STEP_FIELDS * acc]);
     }
@@ -142,10 +157,11 @@ mod tests {
             ..PassSize::default()
         };
         let tables = 2 * 2 * 4 * (13 * 512 + 3 * 64 + 10 * 130 + 128 + 16 + 32 * 72);
-        let [lora, tickets] = [3 * 32 * 512 * 16 * 4, 2048 * 4];
+        let [lora, tickets] = [3 * 43 * 512 * 16 * 4, 2048 * 4];
         let [parts, part_tickets] = [660 * (64 << 10), 16384 * 4];
         let (logits, rounded) = (512 * 32000, 512 * 4096 * 2);
-        let of_backward = [4 * logits, 2 * logits, rounded, 3 * 512 * 16 * 4, 3 * 512 * 4096 * 2, 64 * 4, 12 * 4];
+        let d_xa = [3 * 512 * 16 * 4, 2 * 512 * 16 * 4];
+        let of_backward = [4 * logits, 2 * logits, rounded, d_xa[0], d_xa[1], 3 * 512 * 4096 * 2, 64 * 4, 12 * 4];
         let blocks = [&[32 << 20, tables, lora, tickets, parts, part_tickets], &of_backward[..]].concat();
         let up = |bytes: usize| bytes.next_multiple_of(if bytes > 1 << 20 { 1 << 20 } else { 256 });
         assert_eq!(scratch(&pass, (4, 2)), blocks.into_iter().map(up).sum::<usize>());

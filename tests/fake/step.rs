@@ -24,9 +24,14 @@ const ALL: &str = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj";
 const TWO: &str = "q_proj,v_proj";
 
 /// A model with as many heads of keys as of queries, of 64 elements, a multiple of 256 in all, and a feed-forward layer wider than all of
-/// them, as LLaMA-2-7B has.
+/// them.
 fn model(layers: usize) -> TinyModel {
     TinyModel { layers, heads: 4, kv_heads: 4, head_dim: 64, ffn: 288, ..TinyModel::default() }
+}
+
+/// The same, with a layer of a multiple of 256 elements that is deep for a LoRA, as LLaMA-2-7B has.
+fn deep_model(layers: usize) -> TinyModel {
+    TinyModel { ffn: 17 * 256, ..model(layers) }
 }
 
 /// What the device runs in one step of a model of which these projections have an adapter: the difference of trainings of three steps
@@ -75,10 +80,10 @@ fn step_has_the_nodes_of_the_table() {
     let mut table = Table::new(&COLUMNS);
     // The lowest layer is another than those above it, which are alike.
     let [few, more] = [2, 3].map(|layers| {
-        let counts = of_a_step(&model(layers), ALL, "");
+        let counts = of_a_step(&deep_model(layers), ALL, "");
         assert_eq!(
             counts,
-            planned_step(&model(layers), ALL, false, |_| None),
+            planned_step(&deep_model(layers), ALL, false, |_| None),
             "{layers} layers, as planned (src/backend/launches.rs)"
         );
         counts

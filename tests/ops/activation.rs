@@ -93,18 +93,19 @@ impl Operation for Gated {
             let [act, d_gate, d_up] = [0, 1, 2].map(|i| At(r.output(i, len, Role::Compute)));
             let [xa, params] = [16, 16 * len].map(|n| At(r.tape.acc(&vec![0.0; n])));
             let (tiles, at) = (At(r.tape.ints(&[0, 0, 1])), Long(0));
-            let args = [gate, up, act, xa, xa, params, tiles, Int(16), Int(len), at, at, at, Float(1.0)];
+            let sums = [gate, up, act, xa, xa, params, tiles, Int(16), Int(len), at, at, at, Float(1.0)];
+            let none = [Null, Int(0), at, Null, Null, at, Null, Null, Bits(0), Int(0), Float(1.0)];
+            let args = [&sums[..], &none].concat();
             let grid = [len.div_ceil(256), 1, 1];
             r.tape.launch("lora_fwd_expand_gated", [1, grid[0], 1], 128, 0, &args);
             // Of no runs' parameters.
-            let none = [Null; 3];
-            let to = [Null, Int(1), d_act, Null, Int(0), at, Int(1), d_gate, d_up, gate, up, Null, Int(0)];
-            let read = [&none[..], &none, &[Null, xa, at, params]].concat();
-            let rows = [Null, tiles, Int(1), Null, Int(0)];
-            let dropout = [Null, Null, Bits(0), Bits(0), Bits(0), Int(0), Float(1.0)];
-            let sizes = [&[Int(1), Int(16), Int(len)], &[Int(0); 3][..], &[at; 7], &[Float(1.0)]].concat();
-            let args = [&to[..], &read, &rows, &dropout, &sizes].concat();
-            r.tape.launch("lora_bwd_inputs", grid, 128, 0, &args);
+            let to = [Null, Int(1), d_act, Null, Int(0), at, Int(1), d_gate, d_up, gate, up];
+            let read = [Null, Null, Null, xa, params, Null, tiles, Int(1), Null, Int(0)];
+            let dropout = [Null, Null, Bits(0), Int(0), Float(1.0)];
+            let sizes = [Int(16), Int(len), Int(0), at, at, at, Float(1.0)];
+            let none = [Null, Int(0), at, at, Float(1.0), Null, Null, at];
+            let args = [&to[..], &read, &dropout, &sizes, &none].concat();
+            r.tape.launch("lora_bwd_gated", grid, 128, 0, &args);
         }
         true
     }

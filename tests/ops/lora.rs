@@ -2,6 +2,8 @@
 
 #[path = "lora/delta.rs"]
 mod delta;
+#[path = "lora/gated.rs"]
+mod gated;
 
 use llamaprobe::backend::Backend;
 use llamaprobe::backend::ops::{self, Dropout, LoraSite, RunRange};
@@ -16,6 +18,7 @@ use super::simt::recorder::{FILL, Recorder, START};
 use super::simt::tables;
 use super::simt::tape::Arg::{self, At, Bits, Float, Int, Long, Null};
 pub use delta::LoraDelta;
+pub use gated::{LoraGated, Sizes};
 
 /// Rows of a tile of the kernels.
 const TILE_ROWS: usize = 16;
@@ -54,15 +57,7 @@ impl Lora {
         let (count, run_count) = (tiles.len() / 3, runs.len() / 3);
         let [tiles, runs] = [tiles, runs].map(|list| At(r.tape.ints(&list)));
         let all_tiles = At(r.tape.ints(&tables::adapted(pack, TILE_ROWS).0));
-        let (tables, draw) = match &self.drop {
-            None => ([Null, Null, Int(0), Float(1.0)], 0),
-            Some(drop) => {
-                let keys: Vec<i32> = drop.keys.iter().map(|&key| key as i32).collect();
-                let threshold = (drop.p * 2f64.powi(32)) as usize;
-                let (seeds, keys) = (r.tape.longs(&drop.seeds), r.tape.ints(&keys));
-                ([At(seeds), At(keys), Int(threshold), Float(1.0 / (1.0 - drop.p))], drop.site)
-            }
-        };
+        let (tables, draw) = self.drop_tables(r);
         let numbers = each(sites, |i, _| Bits(draw + i.abs_diff(at) as u64));
         let dropout = [&tables[..2], &numbers, &tables[2..]].concat();
         let (a, b) = (each(sites, |_, site| Long(site.a)), each(sites, |_, site| Long(site.b)));
@@ -129,10 +124,18 @@ impl Lora {
         let columns: usize = sites.iter().map(|site| site.output.div_ceil(64) + input.div_ceil(64)).sum();
         let blocks = columns * run_count * rank.div_ceil(16) + count * input.div_ceil(256);
         for (summed, [rounded, z, delta, head_dim]) in to {
-            let made = [rounded, Null, z, Null, delta, head_dim];
-            let args = [&summed[..], &made, &read, &rows, &dropout, &places].concat();
+            let args = [&summed[..], &[rounded, z, delta, head_dim], &read, &rows, &dropout, &places].concat();
             r.tape.launch("lora_bwd_inputs", [blocks, 1, 1], 128, 0, &args);
         }
+    }
+
+    /// Seeds, keys, threshold and factor of its dropout, and the projection's number.
+    fn drop_tables(&self, r: &mut Recorder<'_>) -> ([Arg; 4], u64) {
+        let Some(drop) = &self.drop else { return ([Null, Null, Int(0), Float(1.0)], 0) };
+        let keys: Vec<i32> = drop.keys.iter().map(|&key| key as i32).collect();
+        let threshold = (drop.p * 2f64.powi(32)) as usize;
+        let (seeds, keys) = (r.tape.longs(&drop.seeds), r.tape.ints(&keys));
+        ([At(seeds), At(keys), Int(threshold), Float(1.0 / (1.0 - drop.p))], drop.site)
     }
 
     /// Gradients of parameters that are set have the bits of those that are added to zeros, where rows pass; nothing else is
@@ -213,9 +216,8 @@ fn narrow(
     tiles: usize,
     depth: usize,
 ) -> ([Arg; 3], [usize; 3]) {
-    // Blocks of 128 elements, and of as many more as there must be for at most 32 of them.
-    let shares = depth.div_ceil(128).max(1);
-    let splits = shares.div_ceil(shares.div_ceil(32));
+    // Blocks of 128 elements, and of 256 where there would be more than 32 of them.
+    let splits = depth.div_ceil(if depth > 32 * 128 { 256 } else { 128 }).max(1);
     let parts = At(r.tape.acc(&vec![FILL; splits * loras * rows * rank]));
     let tickets = At(r.tape.tickets(tiles * loras * rank.div_ceil(32)));
     ([parts, tickets, Long(rows * rank)], [tiles, loras * rank.div_ceil(32), splits])
@@ -380,9 +382,14 @@ fn site(rank: usize, input: usize, output: usize) -> LoraSite {
 
 /// Dropout over a pack, its survivors found by asking the device.
 fn dropout<B: Backend>(b: &mut B, pack: &Pack, p: f64, input: usize) -> Drop {
+    dropout_of(b, pack, p, input, 5)
+}
+
+/// That of a projection of its own number.
+fn dropout_of<B: Backend>(b: &mut B, pack: &Pack, p: f64, input: usize, site: u64) -> Drop {
     let keys = (0..pack.len() as u32).map(|row| row * 3 + 1).collect();
     let seeds = (0..RUNS as u64).map(|run| 1000 + 77 * run).collect();
-    let mut drop = Drop { p, seeds, site: 5, keys, survivors: vec![] };
+    let mut drop = Drop { p, seeds, site, keys, survivors: vec![] };
     drop.survivors = survivors(b, pack, &drop, input);
     drop
 }
@@ -422,6 +429,11 @@ pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
             cases.push(Case::new("lora of all rows", Lora { pack, site: site(3, 6, 10), runs: RUNS, drop: None }));
             let base = Lora { pack: packs::ragged(), site: site(2, 3, 4), runs: 0, drop: None };
             cases.push(Case::new("lora of base rows", base));
+            let sizes = Sizes { ranks: [2, 3], widths: [3, 24, 2], gap: 1 };
+            for (name, pack) in [("all", adapted_rows([3, 1, 2])), ("some", packs::trees())] {
+                let gated = LoraGated::new(&pack, sizes).dropped(b);
+                cases.push(Case::new(format!("lora gated of {name} rows"), gated));
+            }
             cases
         }
         Set::Large => {
@@ -445,6 +457,19 @@ pub fn cases<B: Backend>(b: &mut B, set: Set) -> Vec<Case> {
                 let name = format!("deep lora {}x{}x{}", site.rank, site.input, site.output);
                 let drop = dropped.then(|| dropout(b, &packs::trees(), 0.1, site.input));
                 cases.push(Case::new(name, Lora { pack: packs::trees(), site, runs: RUNS, drop }));
+            }
+            // An activation whose LoRA begins where it is made: kernels alone, then the backend too, in up to more parts than are added
+            // up at once; and where it does not.
+            for (rows, ranks, widths) in [
+                ([17, 2, 1], [16, 8], [24, 256, 20]),
+                ([17, 2, 1], [20, 32], [8, 512, 12]),
+                ([2, 1, 1], [4, 20], [8, 17 * 256, 8]),
+                ([1, 1, 1], [8, 4], [4, 33 * 256, 4]),
+            ] {
+                let gated = LoraGated::new(&adapted_rows(rows), Sizes { ranks, widths, gap: 0 });
+                let gated = if widths[1] == 256 { gated.dropped(b) } else { gated };
+                let size = if widths[1] > 256 { "large " } else { "" };
+                cases.push(Case::new(format!("{size}lora gated {ranks:?} {widths:?}"), gated));
             }
             cases
         }

@@ -2,8 +2,7 @@
 
 use super::Cuda;
 use super::launch::{Arg, Kernel, LaunchDims, acc, compute, int, long};
-use super::lora_launch::OfGradient;
-use super::projections::Projections;
+use super::projections::{Gated, Making, Projections};
 use crate::arch::Activation;
 use crate::backend::ops::{ActivationBwd, ActivationFwd, ActivationOps, GatedBwd, GatedFwd, Op};
 
@@ -29,14 +28,15 @@ fn gated(f: Activation, any: &'static str, silu: &'static str) -> (Kernel, Vec<A
 }
 
 impl ActivationOps for Cuda {
-    /// What LoRAs add to the gate and the up-projection just before is added by the same kernel.
+    /// What LoRAs add to the gate and the up-projection just before is added by the same kernel, which may make what the LoRA of the
+    /// down-projection begins with.
     fn gated_fwd(&mut self, op: GatedFwd<'_, Self>) {
         self.begin(&op);
         let name = GatedFwd::<Self>::NAME;
         let rows = [compute(op.act), compute(op.gate), compute(op.up)];
         let (read, len) = ([op.gate.ptr(0), op.up.ptr(0)], op.len);
         let made = |group: &Projections| op.f == Activation::Silu && group.makes_gated(read, len);
-        if self.cx.fuse(made, |group, cx| group.launch_gated(cx, rows[0])) {
+        if Making::defer(&mut self.cx, name, made, Gated::Activation(rows[0])) {
             return;
         }
         let (kernel, kind) = gated(op.f, name, "swiglu_fwd");
@@ -44,15 +44,15 @@ impl ActivationOps for Cuda {
         self.cx.launch(name, kernel, LaunchDims::elements(op.len), &args);
     }
 
-    /// What a LoRA adds to the activation's gradient just before is added by the same kernel, which leaves the sum nowhere.
+    /// What a LoRA adds to the activation's gradient just before is added by the same kernel, which leaves the sum nowhere
+    /// and may make what the backward of the gate's and the up-projection's begins with.
     fn gated_bwd(&mut self, op: GatedBwd<'_, Self>) {
         self.begin(&op);
         let name = GatedBwd::<Self>::NAME;
         let [d_gate, d_up, gate, up] = [&*op.d_gate, &*op.d_up, op.gate, op.up].map(compute);
         let (d_act, len) = (op.d_act.ptr(0), op.len);
-        let gated_by = OfGradient::Gate([d_gate, d_up, gate, up]);
-        let made = |group: &Projections| op.f == Activation::Silu && group.makes_input_gradient(d_act, len, gated_by);
-        if self.cx.fuse(made, |group, cx| group.launch(cx, Some(gated_by))) {
+        let made = |group: &Projections| op.f == Activation::Silu && group.makes_gated_gradient(d_act, len);
+        if Making::defer(&mut self.cx, name, made, Gated::Gradient(Box::new([d_gate, d_up, gate, up]))) {
             return;
         }
         let (kernel, kind) = gated(op.f, name, "swiglu_bwd");

@@ -321,13 +321,18 @@ impl Context {
 
     /// Does deferred work, if it is of this kind and fits, with the operation that has just begun. Returns whether it did.
     pub fn fuse<D: Deferred>(&mut self, fits: impl FnOnce(&D) -> bool, launch: impl FnOnce(D, &mut Self)) -> bool {
-        let fits = |work: &mut Box<dyn Deferred>| (&**work as &dyn Any).downcast_ref().is_some_and(fits);
-        let work = self.deferred.take_if(fits).map(|work| work as Box<dyn Any>);
-        let Some(work) = work.and_then(|work| work.downcast().ok()) else { return false };
+        let Some(work) = self.take_deferred(fits) else { return false };
         let first = self.queue.len();
-        launch(*work, self);
+        launch(work, self);
         self.queue.place_deferred(first, true);
         true
+    }
+
+    /// Takes deferred work, if it is of this kind and fits, into what the operation that has just begun defers.
+    pub fn take_deferred<D: Deferred>(&mut self, fits: impl FnOnce(&D) -> bool) -> Option<D> {
+        let fits = |work: &mut Box<dyn Deferred>| (&**work as &dyn Any).downcast_ref().is_some_and(fits);
+        let work = self.deferred.take_if(fits).map(|work| work as Box<dyn Any>);
+        work.and_then(|work| work.downcast().ok()).map(|work| *work)
     }
 
     /// The deferred work, to which that of the operation that has just begun is to be added, if it is of this kind and fits.

@@ -21,7 +21,7 @@ pub const BLOCK: u32 = 256;
 /// Most threads of a block.
 const MAX_BLOCK: usize = 1024;
 /// Most arguments that a kernel takes.
-const MAX_ARGS: usize = 49;
+const MAX_ARGS: usize = 48;
 
 /// A kernel: its file, its name, and the heads that it is compiled for.
 #[derive(Clone, Copy, Debug)]

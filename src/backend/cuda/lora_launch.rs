@@ -1,5 +1,7 @@
 //! The launches of LoRAs: those of one input that are alike go through the same, up to [`TOGETHER`] of them.
 
+pub mod gated;
+
 use super::Cuda;
 use super::context::Context;
 use super::geometry::{LORA_ROWS, blocks, blocks3};
@@ -8,11 +10,9 @@ use super::memory::DevicePtr;
 use super::pack::DeviceTables;
 use crate::backend::DevicePack;
 use crate::backend::ops::{AttentionBwd, Dropout, LoraSite, RunRange};
-use crate::backend::scratch::{RANKS, SHARE, SPLITS, TOGETHER, lora_tickets};
+use crate::backend::scratch::{COLUMNS, RANKS, TOGETHER, lora_tickets, splits};
 
 const FILE: &str = "lora";
-/// Columns of the input or output that a block handles.
-const COLUMNS: usize = 256;
 /// Of the 64 columns of a warp those side by side.
 const HALF: usize = 32;
 /// Threads of a block of the products that write columns, and of those that write ranks.
@@ -143,12 +143,6 @@ fn dropout_args(cx: &mut Context, dropout: Option<Dropout<'_>>) -> Option<[Arg; 
     Some([table(seeds), table(keys), unsigned((p * 2f64.powi(32)) as u32), float(1.0 / (1.0 - p))])
 }
 
-/// Blocks that share a depth: as many whatever the pack, so that a row's sums are the same bits in any.
-fn splits(depth: usize) -> usize {
-    let shares = depth.div_ceil(SHARE).max(1);
-    shares.div_ceil(shares.div_ceil(SPLITS))
-}
-
 /// LoRAs that go through the same launches.
 #[derive(Clone, Copy)]
 struct Group<'a> {
@@ -181,18 +175,23 @@ impl Group<'_> {
         self.common.rows.count * self.common.rank
     }
 
-    /// The split-K workspace as arguments: partial sums, tickets, elements of a LoRA's part. None after an error.
-    fn workspace(&self, cx: &mut Context, depth: usize) -> Option<[Arg; 3]> {
-        let pitch = long(self.pitch());
-        if splits(depth) == 1 {
-            return Some([Arg::null(Param::Acc), Arg::null(Param::Table), pitch]);
-        }
-        let bytes = self.loras.len() * splits(depth) * self.pitch() * size_of::<f32>();
+    /// The workspace of so many blocks that share a depth as arguments: partial sums, tickets, elements of a LoRA's part. None after an
+    /// error.
+    fn workspace(&self, cx: &mut Context, blocks: usize) -> Option<[Arg; 3]> {
+        let bytes = self.loras.len() * blocks * self.pitch() * size_of::<f32>();
         let parts = cx.scratch("lora parts", bytes)?;
         // Every launch leaves them as it found them.
         let tickets =
             cx.cached_list("lora tickets", &vec![0; lora_tickets(self.common.rows.tiles.1, self.common.rank)])?;
-        Some([acc_ptr(parts), table(tickets), pitch])
+        Some([acc_ptr(parts), table(tickets), long(self.pitch())])
+    }
+
+    /// That of a product that writes ranks, of which a single block needs none. None after an error.
+    fn narrow_workspace(&self, cx: &mut Context, depth: usize) -> Option<[Arg; 3]> {
+        match splits(depth) {
+            1 => Some([Arg::null(Param::Acc), Arg::null(Param::Table), long(self.pitch())]),
+            splits => self.workspace(cx, splits),
+        }
     }
 
     /// The launch of a product that writes ranks, of so many stretches of rows.
@@ -211,7 +210,7 @@ impl Group<'_> {
     /// `xa`. None after an error.
     fn shrink(&self, cx: &mut Context, op: &'static str) -> Option<()> {
         let &Common { x, params, rows, rank, input, stride, .. } = self.common;
-        let workspace = self.workspace(cx, input)?;
+        let workspace = self.narrow_workspace(cx, input)?;
         let tiles = table(rows.tiles.0);
         let run = |run: usize| int(run.min(i32::MAX as usize));
         let others = [table(rows.run_of), int(rows.count), run(rows.runs.first), run(rows.runs.end)];
@@ -243,7 +242,7 @@ impl Group<'_> {
     fn backward_xa(&self, cx: &mut Context, op: &'static str, d_xa: Arg) -> Option<()> {
         let &Common { params, rows, rank, stride, scale, .. } = self.common;
         let deepest = self.outputs().max()?;
-        let workspace = self.workspace(cx, deepest)?;
+        let workspace = self.narrow_workspace(cx, deepest)?;
         let (output, b) = (self.each(|lora| int(lora.output)), self.each(|lora| long(lora.b)));
         let args = [&[d_xa], &self.y()[..], &[params, table(rows.tiles.0)], &workspace, &[int(rank)], &output];
         let args = [&args.concat()[..], &[long(stride)], &b, &[float(scale)]].concat();
@@ -251,36 +250,54 @@ impl Group<'_> {
         Some(())
     }
 
-    /// The gradients of the parameters and of the input, which may have no columns, from `d_xa`.
-    fn backward_inputs(&self, cx: &mut Context, op: &'static str, d_xa: Arg, d_x: Option<InputGradient>, input: usize) {
-        let &Common { x, params, d_params, accumulate, rows, rank, stride, scale, .. } = self.common;
-        let tiles = [table(rows.all_tiles), table(rows.tiles.0), int(rows.tiles.1)];
-        let runs = [table(rows.by_run.0), int(rows.by_run.1)];
+    /// The same in memory of its own. None after an error.
+    fn backward_xa_apart(&self, cx: &mut Context, op: &'static str) -> Option<Arg> {
+        let d_xa = acc_ptr(cx.scratch("lora_bwd", self.loras.len() * self.pitch() * size_of::<f32>())?);
+        self.backward_xa(cx, op, d_xa).map(|()| d_xa)
+    }
+
+    /// What the gradients of the parameters are added to, or else written to; what is added up to the gradient of the input.
+    fn summed(&self, d_x: Option<InputGradient>) -> [Arg; 7] {
+        let &Common { d_params, accumulate, .. } = self.common;
         let [d_params, sums_to] = [d_params, d_x.map(|d_x| d_x.d_x)].map(|d| d.unwrap_or(Arg::null(Param::Acc)));
-        let sums_to = [d_params, int(usize::from(accumulate)), sums_to];
         let none = Terms { at: Arg::null(Param::Compute), count: 0, len: 0, adds: true };
         let Terms { at, count, len, adds } = d_x.and_then(|d_x| d_x.terms).unwrap_or(none);
+        [d_params, int(usize::from(accumulate)), sums_to, at, int(count), long(len), int(usize::from(adds))]
+    }
+
+    /// Tiles of all runs and of these, and those by run.
+    fn tiles(&self) -> [Arg; 5] {
+        let rows = self.common.rows;
+        let [all, tiles, by_run] = [rows.all_tiles, rows.tiles.0, rows.by_run.0].map(table);
+        [all, tiles, int(rows.tiles.1), by_run, int(rows.by_run.1)]
+    }
+
+    /// The launch of the gradients of the parameters and of the input.
+    fn inputs_dims(&self, input: usize, of_x: bool) -> LaunchDims {
+        let &Common { rows, rank, .. } = self.common;
+        let of_a = input.div_ceil(SUM_COLUMNS);
+        let columns: usize = self.outputs().map(|output| output.div_ceil(SUM_COLUMNS) + of_a).sum();
+        let sums = columns * rank.div_ceil(SUM_RANKS) * rows.by_run.1;
+        let of_x = if of_x { rows.tiles.1 * input.div_ceil(COLUMNS) } else { 0 };
+        LaunchDims { grid: blocks(sums + of_x), block: WIDE_BLOCK, shared: 0 }
+    }
+
+    /// The gradients of the parameters and of the input, which may have no columns, from `d_xa`.
+    fn backward_inputs(&self, cx: &mut Context, op: &'static str, d_xa: Arg, d_x: Option<InputGradient>, input: usize) {
+        let &Common { x, params, rank, stride, scale, .. } = self.common;
         let (null, no_sums) = (Arg::null(Param::Compute), [Arg::null(Param::Acc), int(0)]);
         let (made, sums) = match d_x.and_then(|d_x| d_x.made) {
-            None => ([null; 4], no_sums),
-            Some(OfGradient::Rounded(out)) => ([out, null, null, null], no_sums),
-            Some(OfGradient::Gate(gate)) => (gate, no_sums),
-            Some(OfGradient::Heads { rounded, z, delta, head_dim }) => {
-                ([rounded, null, z, null], [delta, int(head_dim)])
-            }
+            None => ([null; 2], no_sums),
+            Some(OfGradient::Rounded(out)) => ([out, null], no_sums),
+            Some(OfGradient::Heads { rounded, z, delta, head_dim }) => ([rounded, z], [delta, int(head_dim)]),
         };
-        let terms = [&[at, int(count), long(len), int(usize::from(adds))], &made[..], &sums].concat();
         let rows_read = [&self.y()[..], &self.each(|lora| lora.xa), &[x, d_xa, long(self.pitch()), params]].concat();
         let sizes = [int(self.loras.len()), int(rank), int(input)];
         let (output, [a, b]) =
             (self.each(|lora| int(lora.output)), [self.each(|lora| long(lora.a)), self.each(|lora| long(lora.b))]);
         let places = [&sizes[..], &output, &[long(stride)], &a, &b, &[float(scale)]].concat();
-        let args = [&sums_to[..], &terms, &rows_read, &tiles, &runs, &self.dropout(), &places].concat();
-        let of_a = input.div_ceil(SUM_COLUMNS);
-        let columns: usize = self.outputs().map(|output| output.div_ceil(SUM_COLUMNS) + of_a).sum();
-        let sums = columns * rank.div_ceil(SUM_RANKS) * rows.by_run.1;
-        let of_x = if d_x.is_some() { rows.tiles.1 * input.div_ceil(COLUMNS) } else { 0 };
-        let dims = LaunchDims { grid: blocks(sums + of_x), block: WIDE_BLOCK, shared: 0 };
+        let args = [&self.summed(d_x)[..], &made, &sums, &rows_read, &self.tiles(), &self.dropout(), &places].concat();
+        let dims = self.inputs_dims(input, d_x.is_some());
         cx.launch(op, Kernel::new(FILE, "lora_bwd_inputs"), dims, &args);
     }
 }
@@ -301,8 +318,6 @@ pub struct InputGradient {
 pub enum OfGradient {
     /// `[N, input]`, rounded, which may lie where the gradient does.
     Rounded(Arg),
-    /// `d_gate`, `d_up`, `gate` and `up` `[N, input]` of an input that is SiLU(gate) * up.
-    Gate([Arg; 4]),
     /// Of attention's output what its backward begins with.
     Heads {
         /// The gradient, rounded `[N, input]`.
@@ -334,10 +349,11 @@ pub fn adds_terms(loras: &[Lora]) -> bool {
     loras.first().is_some_and(|lora| !lora.common.rows.others)
 }
 
-/// The forward of LoRAs, of which the first have rotations.
-pub fn forward(cx: &mut Context, op: &'static str, loras: &[Lora], rotations: Rotations) {
+/// The forward of LoRAs, of which the first have rotations, and whose `xa` may be there already.
+pub fn forward(cx: &mut Context, op: &'static str, loras: &[Lora], xa: Option<Arg>, rotations: Rotations) {
     for group in groups(loras) {
-        if group.shrink(cx, op).is_some() && group.loras[0].y.is_some() {
+        let shrunk = if xa.is_some() { Some(()) } else { group.shrink(cx, op) };
+        if shrunk.is_some() && group.loras[0].y.is_some() {
             group.expand(cx, op, rotations);
         }
     }
@@ -375,43 +391,27 @@ pub fn makes_gated(loras: &[Lora], gate_up: [Arg; 2], len: usize) -> bool {
     alike && [gate.y, up.y] == gate_up.map(Some) && gate.common.rows.count * gate.output == len
 }
 
-/// Whether the backward of these adds to the input's gradient `[len]` by one launch that goes over all rows, and can make this of it.
-pub fn makes_input_gradient(loras: &[Lora], len: usize, made: OfGradient) -> bool {
+/// Whether the backward of these adds to the input's gradient `[len]` by one launch that goes over all rows, and can make this of it,
+/// if anything.
+pub fn makes_input_gradient(loras: &[Lora], len: usize, made: Option<OfGradient>) -> bool {
     let one_launch = groups(loras).count() == 1 && adds_terms(loras);
     let fits = |Common { rows, input, in_vectors, .. }: &Common| {
         let whole = match made {
-            OfGradient::Rounded(_) | OfGradient::Gate(_) => true,
-            OfGradient::Heads { head_dim, .. } => *in_vectors && AttentionBwd::<Cuda>::sums_heads(head_dim, *input),
+            None | Some(OfGradient::Rounded(_)) => true,
+            Some(OfGradient::Heads { head_dim, .. }) => {
+                *in_vectors && AttentionBwd::<Cuda>::sums_heads(head_dim, *input)
+            }
         };
         whole && rows.count * input == len
     };
     one_launch && loras.first().is_some_and(|lora| fits(&lora.common))
 }
 
-/// The forward of those of a gate and an up-projection, with their gated activation `act [len]`.
-pub fn forward_gated(cx: &mut Context, op: &'static str, loras: &[Lora], act: Arg) {
-    let group = Group { loras, common: &loras[0].common };
-    if group.shrink(cx, op).is_none() {
-        return;
-    }
-    let &Common { params, rows, rank, stride, scale, .. } = group.common;
-    let ([gate, up, _], [xa, xa1, _]) = (group.y(), group.each(|lora| lora.xa));
-    let ([b, b1, _], output) = (group.each(|lora| long(lora.b)), loras[0].output);
-    let sizes = [int(rank), int(output), long(stride), b, b1, float(scale)];
-    let args = [&[gate, up, act, xa, xa1, params, table(rows.tiles.0)], &sizes[..]].concat();
-    let dims = LaunchDims { grid: blocks3(rows.tiles.1, output.div_ceil(COLUMNS), 1), block: WIDE_BLOCK, shared: 0 };
-    cx.launch(op, Kernel::new(FILE, "lora_fwd_expand_gated"), dims, &args);
-}
-
-/// The backward of LoRAs, which adds to `d_x [N, input]`, unless nobody needs it.
-pub fn backward(cx: &mut Context, op: &'static str, loras: &[Lora], mut d_x: Option<InputGradient>) {
+/// The backward of LoRAs, which adds to `d_x [N, input]`, unless nobody needs it; their `d_xa` may be there already.
+pub fn backward(cx: &mut Context, op: &'static str, loras: &[Lora], d_xa: Option<Arg>, mut d_x: Option<InputGradient>) {
     for group in groups(loras) {
-        let bytes = group.loras.len() * group.pitch() * size_of::<f32>();
-        let Some(d_xa) = cx.scratch("lora_bwd", bytes) else { return };
-        let d_xa = acc_ptr(d_xa);
-        if group.backward_xa(cx, op, d_xa).is_some() {
-            group.backward_inputs(cx, op, d_xa, d_x, group.common.input);
-        }
+        let Some(d_xa) = d_xa.or_else(|| group.backward_xa_apart(cx, op)) else { return };
+        group.backward_inputs(cx, op, d_xa, d_x, group.common.input);
         d_x.iter_mut().for_each(|d_x| d_x.terms = None);
     }
 }
@@ -436,17 +436,14 @@ pub fn delta(cx: &mut Context, op: &'static str, [out, xa, params]: [Arg; 3], pa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::scratch::split_k_bytes;
+    use crate::backend::scratch::{SHARE, SPLITS, split_k_bytes};
 
     #[test]
     fn depths_are_shared_by_many_blocks_and_wholly() {
         for depth in [1, 5, 128, 129, 300, 1024, 4096, 5120, 11008, 28672, 1 << 20] {
             let splits = splits(depth);
-            let part = depth.div_ceil(SHARE * splits) * SHARE;
-            assert!(
-                splits <= SPLITS && part * splits >= depth && part * (splits - 1) < depth,
-                "{depth}: {splits} of {part}"
-            );
+            let part = if splits <= SPLITS && depth <= SPLITS * SHARE { SHARE } else { COLUMNS };
+            assert!(part * splits >= depth && part * (splits - 1) < depth, "{depth}: {splits} of {part}");
         }
         // 64 rows of LLaMA-2-7B: a block for each of a GPU's 108 to 132 multiprocessors.
         assert_eq!(64 / LORA_ROWS * splits(4096), 128);
@@ -454,7 +451,7 @@ mod tests {
 
     #[test]
     fn plan_has_the_scratch_of_every_depth_up_to_the_widest() {
-        for width in [1, 128, 300, 4096, 11008, 14336] {
+        for width in [1, 128, 300, 4096, 11008, 14336, 28672] {
             let planned = split_k_bytes(100, 8, width).map_or(0, |[parts, _]| parts);
             for depth in 1..=width {
                 let splits = splits(depth);
@@ -479,6 +476,7 @@ mod tests {
         ] {
             assert!(text.contains(&format!("constexpr int {name} = {value};")), "{name} = {value}");
         }
-        assert_eq!(COLUMNS, WIDE_BLOCK as usize / 32 * 64);
+        // What is made in a block of columns is a part of the depth of what reads it.
+        assert_eq!([COLUMNS, 2 * SHARE], [WIDE_BLOCK as usize / 32 * 64; 2]);
     }
 }

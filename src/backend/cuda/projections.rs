@@ -88,6 +88,8 @@ impl Product {
 
 /// Products and LoRAs that are not on the list yet.
 pub struct Projections {
+    /// What goes on the list before, and may make what the LoRAs begin with.
+    before: Option<Box<Making>>,
     shared: Shared,
     products: Vec<Product>,
     loras: Vec<Lora>,
@@ -95,8 +97,10 @@ pub struct Projections {
 }
 
 impl Projections {
-    fn new(shared: Shared) -> Self {
-        Self { shared, products: Vec::new(), loras: Vec::new(), rotations: Rotations::default() }
+    /// Of nothing yet, behind what is deferred, if they may be.
+    fn new(cx: &mut Context, shared: Shared) -> Self {
+        let before = cx.take_deferred(|_: &Making| true).map(Box::new);
+        Self { before, shared, products: Vec::new(), loras: Vec::new(), rotations: Rotations::default() }
     }
 
     /// Adds a rotation of what the first or the next LoRA adds to, if the same launch can rotate it. Returns whether it can.
@@ -138,7 +142,10 @@ impl Projections {
         };
         match cx.join_deferred(joins) {
             Some(group) => group.products.push(product.beside(group.products.last(), size)),
-            None => cx.defer(op, &[], Self { products: vec![product], ..Self::new(shared) }),
+            None => {
+                let group = Self { products: vec![product], ..Self::new(cx, shared) };
+                cx.defer(op, &[], group);
+            }
         }
     }
 
@@ -151,7 +158,10 @@ impl Projections {
         let args = lora.args();
         match cx.join_deferred(|group: &Self| group.shared == shared && group.rotations.count == 0) {
             Some(group) => group.loras.push(lora),
-            None => cx.defer(op, &args, Self { loras: vec![lora], ..Self::new(shared) }),
+            None => {
+                let group = Self { loras: vec![lora], ..Self::new(cx, shared) };
+                cx.defer(op, &args, group);
+            }
         }
     }
 
@@ -160,16 +170,17 @@ impl Projections {
         matches!(self.shared, Shared::Input(_)) && lora_launch::makes_gated(&self.loras, gate_up.map(compute_ptr), len)
     }
 
-    /// Puts all on the list, with the activation that is made of the gate and the up-projection.
-    pub fn launch_gated(self, cx: &mut Context, act: Arg) {
-        put(cx, &self.products);
-        lora_launch::forward_gated(cx, LoraFwd::<Cuda>::NAME, &self.loras, act);
+    /// Whether this is the gradient `[len]` of a gated activation, and can go on to its gate and its up-projection.
+    pub fn makes_gated_gradient(&self, d_act: DevicePtr, len: usize) -> bool {
+        let one = self.shared == Shared::InputGradient(Some(d_act)) && self.loras.len() == 1;
+        one && lora_launch::makes_input_gradient(&self.loras, len, None)
     }
 
     /// Whether this is the gradient `[len]` of the input of a projection, to which its LoRA adds in all rows in one launch, which can
     /// make this of it.
     pub fn makes_input_gradient(&self, d_x: DevicePtr, len: usize, made: OfGradient) -> bool {
-        self.shared == Shared::InputGradient(Some(d_x)) && lora_launch::makes_input_gradient(&self.loras, len, made)
+        self.shared == Shared::InputGradient(Some(d_x))
+            && lora_launch::makes_input_gradient(&self.loras, len, Some(made))
     }
 
     /// Whether this is the gradient `[len]` of the input of several projections, which one launch adds up of terms that do not lie
@@ -181,22 +192,32 @@ impl Projections {
     }
 
     /// Puts all on the list, with what is made of the input's gradient.
-    pub fn launch(self, cx: &mut Context, made: Option<OfGradient>) {
-        let Self { shared, mut products, loras, rotations } = self;
-        let op = LoraBwd::<Cuda>::NAME;
-        match shared {
+    pub fn launch(mut self, cx: &mut Context, made: Option<OfGradient>) {
+        let ranks = self.launch_before(cx);
+        match self.shared {
             Shared::Input(_) => {
-                put(cx, &products);
-                lora_launch::forward(cx, LoraFwd::<Cuda>::NAME, &loras, rotations);
+                put(cx, &self.products);
+                lora_launch::forward(cx, LoraFwd::<Cuda>::NAME, &self.loras, ranks, self.rotations);
             }
-            Shared::InputGradient(None) => lora_launch::backward(cx, op, &loras, None),
-            Shared::InputGradient(Some(d_x)) => {
-                let spare = made.map(|_| d_x);
-                let terms = if lora_launch::adds_terms(&loras) { terms(cx, &mut products, spare) } else { None };
-                put(cx, &products);
-                lora_launch::backward(cx, op, &loras, Some(InputGradient { d_x: acc_ptr(d_x), terms, made }));
+            Shared::InputGradient(d_x) => {
+                let d_x = d_x.map(|d_x| InputGradient { made, ..self.put_gradient(cx, d_x, made.is_some()) });
+                lora_launch::backward(cx, LoraBwd::<Cuda>::NAME, &self.loras, ranks, d_x);
             }
         }
+    }
+
+    /// Puts on the list what comes before. Returns what the LoRAs begin with, if that makes it.
+    fn launch_before(&mut self, cx: &mut Context) -> Option<Arg> {
+        self.before.take().and_then(|before| before.launch_with(cx, &self.loras))
+    }
+
+    /// Puts on the list the products that make the input's gradient, which may be left nowhere.
+    fn put_gradient(&mut self, cx: &mut Context, d_x: DevicePtr, spare: bool) -> InputGradient {
+        let spare = spare.then_some(d_x);
+        let adds = lora_launch::adds_terms(&self.loras);
+        let terms = if adds { terms(cx, &mut self.products, spare) } else { None };
+        put(cx, &self.products);
+        InputGradient { d_x: acc_ptr(d_x), terms, made: None }
     }
 
     /// Whether anything here reads or writes this tensor of the compute dtype.
@@ -256,5 +277,61 @@ fn terms(cx: &mut Context, products: &mut [Product], spare: Option<DevicePtr>) -
 impl Deferred for Projections {
     fn launch(self: Box<Self>, cx: &mut Context) {
         Self::launch(*self, cx, None);
+    }
+}
+
+/// What is made of what projections add up.
+pub enum Gated {
+    /// `act [len]` of the outputs of a gate and an up-projection.
+    Activation(Arg),
+    /// `d_gate`, `d_up`, of `gate` and `up` `[len]`, of the gradient of the activation.
+    Gradient(Box<[Arg; 4]>),
+}
+
+impl Gated {
+    fn args(&self) -> &[Arg] {
+        match self {
+            Self::Activation(act) => std::slice::from_ref(act),
+            Self::Gradient(args) => &args[..],
+        }
+    }
+}
+
+/// Projections with what is made of what they add up. The ranks of the LoRAs that read it can be made of what is in registers.
+pub struct Making {
+    of: Projections,
+    made: Gated,
+}
+
+impl Making {
+    /// Leaves it to the next operation, with the deferred projections that make it, if they fit. Returns whether they do.
+    pub fn defer(cx: &mut Context, op: &'static str, fits: impl FnOnce(&Projections) -> bool, made: Gated) -> bool {
+        let Some(of) = cx.take_deferred(fits) else { return false };
+        let args = made.args().to_vec();
+        cx.defer(op, &args, Self { of, made });
+        true
+    }
+
+    /// Puts all on the list. Returns what the LoRAs that come next begin with, if that is made as well: `xa`, or `d_xa [LoRAs, N, R]`.
+    pub fn launch_with(self, cx: &mut Context, next: &[Lora]) -> Option<Arg> {
+        let Self { mut of, made } = self;
+        let ranks = of.launch_before(cx);
+        match (made, of.shared) {
+            (Gated::Activation(act), _) => {
+                put(cx, &of.products);
+                lora_launch::gated::forward(cx, LoraFwd::<Cuda>::NAME, &of.loras, ranks, act, next)
+            }
+            (Gated::Gradient(gate), Shared::InputGradient(Some(d_act))) => {
+                let d_act = of.put_gradient(cx, d_act, true);
+                lora_launch::gated::backward(cx, LoraBwd::<Cuda>::NAME, &of.loras[0], ranks, d_act, *gate, next)
+            }
+            (Gated::Gradient(_), _) => unreachable!("gated_bwd: the gradient of the activation is that of an input"),
+        }
+    }
+}
+
+impl Deferred for Making {
+    fn launch(self: Box<Self>, cx: &mut Context) {
+        self.launch_with(cx, &[]);
     }
 }

@@ -118,7 +118,7 @@ impl Operation for LoraDelta {
         let args = [&[d_xa], &three(d_y)[..], &[params, tiles], &workspace, &of_b].concat();
         r.tape.launch("lora_bwd_xa", grid, 64, 0, &args);
         let pitch = Long(self.pack.len() * rank);
-        let none = [Null, Null, Null, Null, Null, Int(0)];
+        let none = [Null, Null, Null, Int(0)];
         let read = [&none[..], &three(d_y), &three(xa), &[d_y, d_xa, pitch, params]].concat();
         let rows = [all_tiles, tiles, Int(count), runs, Int(run_count)];
         let dropout = [&[Null, Null], &three(Bits(0))[..], &[Int(0), Float(1.0)]].concat();

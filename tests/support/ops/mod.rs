@@ -70,7 +70,7 @@ macro_rules! with_operations {
             embed { Embed EmbedQuantized }
             layer_norm { LayerNorm }
             linear { Linear LinearQuantized }
-            lora { Lora LoraDelta }
+            lora { Lora LoraDelta LoraGated }
             position { Position }
             rms_norm { RmsNorm RmsNormCompute }
             rope { Rope }

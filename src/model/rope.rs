@@ -121,8 +121,13 @@ impl<B: Backend> RopeTable<B> {
     }
 }
 
+/// A number over one of a tensor, as torch divides: in two roundings.
+fn over(number: f64, by: f32) -> f32 {
+    number as f32 * (1.0 / by)
+}
+
 /// Angle per position of each pair of a head `[R/2]`, and the factor on cosines and sines, for sequences of `rope_len`
-/// positions.
+/// positions: in the roundings of transformers, which far positions magnify.
 fn frequencies(rope: &Rope, rope_len: usize) -> (Vec<f32>, f64) {
     let dim = rope.dim as f32;
     let wavelength = |theta: f32, i: usize| theta.powf((2 * i) as f32 / dim);
@@ -141,22 +146,23 @@ fn frequencies(rope: &Rope, rope_len: usize) -> (Vec<f32>, f64) {
             if rope_len <= original {
                 return (base, 1.0);
             }
-            let growth = factor * rope_len as f64 / original as f64 - (factor - 1.0);
+            let growth = factor as f32 * rope_len as f32 / original as f32 - (factor - 1.0) as f32;
             let d = rope.dim as f64;
-            (plain((rope.theta * growth.powf(d / (d - 2.0))) as f32), 1.0)
+            (plain(theta * f64::from(growth).powf(d / (d - 2.0)) as f32), 1.0)
         }
         RopeKind::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
-            let (low, high) = (original as f64 / low_freq_factor, original as f64 / high_freq_factor);
+            let [low, high] = [low_freq_factor, high_freq_factor].map(|by| (original as f64 / by) as f32);
+            let (span, by) = ((high_freq_factor - low_freq_factor) as f32, factor as f32);
             let scaled = base.iter().map(|&f| {
-                let wavelength = std::f64::consts::TAU / f64::from(f);
+                let wavelength = over(std::f64::consts::TAU, f);
                 if wavelength > low {
-                    return f / factor as f32;
+                    return f / by;
                 }
                 if wavelength < high {
                     return f;
                 }
-                let smooth = (original as f64 / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                ((1.0 - smooth) * f64::from(f) / factor + smooth * f64::from(f)) as f32
+                let smooth = (over(original as f64, wavelength) - low_freq_factor as f32) / span;
+                (1.0 - smooth) * f / by + smooth * f
             });
             (scaled.collect(), 1.0)
         }
@@ -174,8 +180,9 @@ fn frequencies(rope: &Rope, rope_len: usize) -> (Vec<f32>, f64) {
                 high += 0.001;
             }
             let scaled = base.iter().enumerate().map(|(i, &f)| {
-                let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-                (f64::from(f) / factor * ramp + f64::from(f) * (1.0 - ramp)) as f32
+                let ramp = ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+                let unscaled = 1.0 - ramp;
+                over(1.0, factor as f32 * wavelength(theta, i)) * (1.0 - unscaled) + f * unscaled
             });
             (scaled.collect(), attention_factor)
         }

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 
+import torch
 import transformers as T
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, logging as hf_logging
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -123,13 +124,23 @@ CASES = [
 
 
 def rotation(c, layer_type):
-    """The parameters of a layer's rotation with its elements of a head, and the factor of its cosines and sines."""
+    """The parameters of a layer's rotation with its elements of a head, the factor of its cosines and sines, and, where it is scaled, the
+    angles per position of a sequence of two tokens and of one beyond the length that decides."""
     rope = c.rope_parameters if layer_type is None else c.rope_parameters[layer_type]
-    scaling = 1.0
-    if rope["rope_type"] != "default":
-        _, scaling = ROPE_INIT_FUNCTIONS[rope["rope_type"]](c, layer_type=layer_type)
-    share = rope.get("partial_rotary_factor", 1.0)
-    return {**{key: value for key, value in rope.items() if key != "partial_rotary_factor"}, "dim": int(head_dim(c) * share)}, scaling
+    dim = int(head_dim(c) * rope.get("partial_rotary_factor", 1.0))
+    named = lambda: {**{key: value for key, value in rope.items() if key != "partial_rotary_factor"}, "dim": dim}
+    if rope["rope_type"] == "default":
+        return named(), 1.0, {}
+    of = ROPE_INIT_FUNCTIONS[rope["rope_type"]]
+    angles, scaling = of(c, layer_type=layer_type)
+    listed = lambda angles: [float(f"{x:.9g}") for x in angles.tolist()]
+    angles = {"2": listed(angles)}
+    if rope["rope_type"] in ("dynamic", "longrope"):
+        length = 3 * (c.max_position_embeddings if rope["rope_type"] == "dynamic" else rope["original_max_position_embeddings"]) + 1
+        # The forward's length is a tensor of integers.
+        angles[str(length)] = listed(of(c, seq_len=torch.tensor(length), layer_type=layer_type)[0])
+    # The call has put the file's other keys into the dictionary.
+    return named(), scaling, angles
 
 
 def head_dim(c):

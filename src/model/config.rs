@@ -46,7 +46,7 @@ impl ModelConfig {
     pub(super) fn check_positions(&self, pack: &Pack) -> Result<()> {
         match self.learned_positions() {
             Some(learned) if pack.longest() > learned => {
-                let expected = format!("at most {learned} positions, which is all that the model learned");
+                let expected = format!("at most {learned} positions, which is all that the model has");
                 Err(Error::argument("a sequence", expected, pack.longest()))
             }
             _ => Ok(()),

@@ -272,6 +272,7 @@ impl Job for Evaluate<'_> {
             shots => shots.to_vec(),
         };
         let by = args.length_normalization.map_or(LengthNormalization::None, Into::into);
+        by.check(task.is_closed())?;
         // Of labels and choices nothing is written.
         let model = match task.is_closed() {
             true => Model::new(&mut backend, &files.config, &files.checkpoint)?,

@@ -1,5 +1,5 @@
 //! Rows of the embedding table that are trained whole beside a LoRA (`trainable_token_indices`). They replace the base model's, in a
-//! head that is tied to the table too.
+//! head that is tied to the table too; a bias of that head stays, which PEFT 0.21.2 leaves out until the adapter is merged.
 //!
 //! | file (behind `base_model.model.`) | shape | what it is |
 //! |---|---|---|

@@ -1,6 +1,5 @@
-//! `config.json` of GPT-2, OPT, BLOOM, GPT-NeoX, Phi 1 and 2, GPT-J,
-//! StarCoder 2 and StableLM. Options that change what is computed and are not among these fields are
-//! errors.
+//! `config.json` of GPT-2, OPT, BLOOM, GPT-NeoX, Phi 1 and 2, GPT-J, StarCoder 2 and StableLM. Options that change what is computed
+//! and are not among these fields are errors.
 
 use super::rope::RopeReader;
 use super::{MAX_LAYERS, MAX_WIDTH, activation, dtype, end_tokens, keys, kv_heads, no_effect, pad, token, unsupported};

@@ -182,11 +182,11 @@ impl<B: Backend> Activations<B> {
     ) -> Result<Self> {
         let n = rows;
         let c = config.hidden_size;
-        let (layers, resid) = buffers(config, save);
-        let layers = (0..layers)
+        let (count, resid) = buffers(config, save);
+        let layers = (0..count)
             .map(|layer| {
                 let adapters = LoraInputs::new(backend, config, layout, n, (save, layer))?;
-                LayerActivations::new(backend, config, n, adapters)
+                LayerActivations::new(backend, config, n, layer + 1 == count, adapters)
             })
             .collect::<Result<_>>()?;
         let resid = (0..resid).map(|_| backend.acc(n * c)).collect::<Result<_>>()?;
@@ -304,8 +304,9 @@ impl<B: Backend> Activations<B> {
 }
 
 impl<B: Backend> LayerActivations<B> {
-    /// For packs of up to `n` rows.
-    fn new(backend: &mut B, config: &ModelConfig, n: usize, adapters: LoraInputs<B>) -> Result<Self> {
+    /// For packs of up to `n` rows, of which a layer that may be the `last` one may go on with a part.
+    fn new(backend: &mut B, config: &ModelConfig, n: usize, last: bool, adapters: LoraInputs<B>) -> Result<Self> {
+        let own_input = last || !config.one_norm;
         let (c, q, kv, f) = (config.hidden_size, config.q_width(), config.kv_width(), config.intermediate_size);
         let placement = config.norm_placement;
         config.lay_beside(backend, Projection::Q, 3);
@@ -340,7 +341,7 @@ impl<B: Backend> LayerActivations<B> {
             unedited_z: None,
             resid_mid: backend.acc(n * c)?,
             mlp_stats: Stats::new(backend, config, n)?,
-            mlp_in: backend.compute(n * c)?,
+            mlp_in: backend.compute(if own_input { n * c } else { 0 })?,
             gate,
             up,
             act: backend.compute(n * f.max(q))?,

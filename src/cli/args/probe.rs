@@ -112,10 +112,10 @@ Arms: the query alone (anchor), the query after demonstrations (ICL), and the qu
 that was tuned with LoRA on those demonstrations (instruction tuning, IT). Writes run/report.json
 and its page run/report.html, and prints the cosines of the arms' hidden states by layer.
 
-In report.json, summary has mean and SD over the seeds: accuracy and log_prob by arm (anchor, icl, it),
-and of each of layers the cosines icl_it, anchor_icl and anchor_it, and of the updates update, with
-update_shuffled and update_gaussian. seeds has the same of each seed, conditions of each level of
---vary. --csv writes what is plotted: figure, series, x, mean, sd.",
+In report.json, summary has mean and SD over the seeds: accuracy and log_prob by arm (anchor, icl,
+it), and of each of layers the cosines icl_it, anchor_icl and anchor_it, and of the updates update,
+with update_shuffled and update_gaussian. seeds has the same of each seed, conditions of each level
+of --vary. --csv writes what is plotted: figure, series, x, mean, sd.",
     mut_arg("model", |arg| arg.required(false).default_value("embedded")),
     mut_arg("max_grad_norm", |arg| arg.default_value("0")))]
 pub struct ProbeArgs {

@@ -555,7 +555,10 @@ DEV void next_part(const NextRanks& next, int l, int loras, const WideRows& u, c
         }
         multiply_ranks(c, two, v);
     }
-    leave_sums<NR>(sums[threadIdx.x / 32], c);
+#ifdef PLANT_NO_PART
+    if (threadIdx.x >= 32)
+#endif
+        leave_sums<NR>(sums[threadIdx.x / 32], c);
     __syncthreads();
     for (int i = threadIdx.x; i < rows * 8 * NR; i += blockDim.x) {
         int row = i / (8 * NR), column = i % (8 * NR), r = rank_of<NR, ALONG_DEPTH>(column / 8, column % 8);
@@ -583,7 +586,9 @@ DEV void next_ranks_of(const NextRanks& next, const WideRows* const (&u)[loras],
         SplitK parts = {next.workspace.parts + at, nullptr, loras * next.workspace.pitch};
         add_parts<NR>(next.out + at, parts, blocks, tile, next.rank, 0, next.factor);
     }
+#ifndef PLANT_NO_RESET
     if (threadIdx.x == 0) *next.workspace.ticket = 0;
+#endif
 }
 // Of all warps of a block: u and W of each LoRA.
 template <bool ALONG_DEPTH, int loras>

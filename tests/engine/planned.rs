@@ -91,8 +91,9 @@ fn planned_lora_of_a_layer_is_that_of_its_shapes() {
     let (terms, before) = (2 * N * (6 * C + F), 4 * N * (3 * C + F));
     // The gradients of the norms' outputs are rounded.
     let rounded = 2 * (4 * N * C - 2 * N * C);
-    // The activation is made of gate and up in registers, and in them their gradients of its own, which is read once.
-    let gated = 2 * N * F + 2 * N * (4 * F) - 4 * N * F;
+    // The activation is made of gate and up in registers, and in them their gradients of its own, which is read once; narrow products of
+    // all three are made of them there.
+    let gated = 2 * N * F + 2 * N * (4 * F) - 4 * N * F - 2 * N * (3 * F);
     // So are queries and keys rotated, by the angles of each row.
     let rotated = 2 * (4 * N * 128);
     // The gradient of the attention's output is read once, and rounded, and summed over heads with that.

@@ -330,6 +330,16 @@ fn planted_bugs_are_found() {
     assert!(early.count() > 0, "filled again too early: {wrong:?}");
     let said = complaints(&attention(), Mode::Thread, Some("PLANT_NO_BARRIER"), &[("fwd", "early")]);
     assert!(said.iter().any(|said| said.contains("data race")), "{said:?}");
+    // A warp's part of the ranks of what is made, and the ticket that the next launch finds: seen under every schedule.
+    let made = || {
+        let mut cases = cases_of(&mut Cpu::oracle(), "lora");
+        cases.retain(|case| case.name == "large lora gated [20, 32] [8, 512, 12]");
+        assert_eq!(cases.len(), 1);
+        Subject { files: vec!["lora"], cases, ..simple(Dtype::BF16) }
+    };
+    for plant in ["PLANT_NO_PART", "PLANT_NO_RESET"] {
+        assert_eq!(seen(schedules(&made(), Some(plant))), SCHEDULES.len(), "{plant}");
+    }
     // An element off by little: seen by the comparison itself.
     let subject = simple(Dtype::BF16);
     let machine = build(&subject, Mode::Plain, None);

@@ -134,7 +134,7 @@ mod tests {
             (include_str!("../../../kernels/lora.cuh"), include_str!("../../../kernels/attention.cuh"));
         let tiles = include_str!("../../../kernels/lora.cu");
         assert!(tiles.contains(&format!("number of rows (<= {LORA_ROWS})")));
-        assert!(lora.contains(&format!("float sums[NARROW_WARPS][{LORA_ROWS} * 8 * NR]")));
+        assert!(lora.contains(&format!("float sums[4][{LORA_ROWS} * 8 * NR]")));
         let hopper = include_str!("../../../kernels/attention_hopper.cu");
         assert!(hopper.contains(&format!("constexpr int STAGES = {};", super::super::variant::HOPPER_TILES)));
         assert!(attention.contains(&format!("constexpr int TILE = {},", crate::backend::scratch::BLOCK_ROWS)));

@@ -325,7 +325,6 @@ DEV void narrow_block(float* __restrict__ out, const real* __restrict__ u, const
     add_parts<NR>(out, workspace, splits, tile, rank, from, factor);
     if (threadIdx.x == 0) *workspace.ticket = 0;
 }
-
 template <bool ALONG_DEPTH>
 DEV void narrow_product(float* __restrict__ out, const real* __restrict__ u, const float* __restrict__ w,
                         const int* __restrict__ tile, int rank, int depth, float factor, const Dropout& dropout, int from,
@@ -572,7 +571,6 @@ DEV void next_part(const NextRanks& next, int l, int loras, const WideRows& u, c
     // The sums of the next take the place of these.
     __syncthreads();
 }
-
 template <int NR, bool ALONG_DEPTH, int loras>
 DEV void next_ranks_of(const NextRanks& next, const WideRows* const (&u)[loras], const float* const (&w)[loras],
                     const int* __restrict__ tile, int from, int width) {

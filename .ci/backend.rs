@@ -1,6 +1,6 @@
 //! The rooms up to the devices, as a crate of their own: all that the compilers of this folder build.
 
-#[path = "../src/arch.rs"]
+#[path = "../src/arch/mod.rs"]
 pub mod arch;
 #[path = "../src/backend/mod.rs"]
 pub mod backend;

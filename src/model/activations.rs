@@ -304,7 +304,7 @@ impl<B: Backend> Activations<B> {
 }
 
 impl<B: Backend> LayerActivations<B> {
-    /// For packs of up to `n` rows, of which a layer that may be the `last` one may go on with a part.
+    /// For packs of up to `n` rows, of which the `last` layer may compute the output rows alone.
     fn new(backend: &mut B, config: &ModelConfig, n: usize, last: bool, adapters: LoraInputs<B>) -> Result<Self> {
         let own_input = last || !config.one_norm;
         let (c, q, kv, f) = (config.hidden_size, config.q_width(), config.kv_width(), config.intermediate_size);

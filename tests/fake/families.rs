@@ -59,6 +59,10 @@ fn on_the_fake_driver() {
         r#"{"model_type": "smollm3", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 10, "vocab_size": 30, "no_rope_layer_interval": 2}"#,
         r#"{"model_type": "gptj", "n_embd": 24, "n_inner": 40, "n_layer": 2, "n_head": 2, "vocab_size": 30, "rotary_dim": 8}"#,
+        r#"{"model_type": "starcoder2", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 30, "sliding_window": 4}"#,
+        r#"{"model_type": "stablelm", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 30, "use_parallel_residual": true, "partial_rotary_factor": 0.67}"#,
     ] {
         let expected = gradients(&mut Cpu::new(Dtype::F32), config);
         let found = gradients(&mut Cuda::open(0, Dtype::F32, &cuda::settings()).expect("a device"), config);
